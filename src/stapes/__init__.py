@@ -1,0 +1,1 @@
+"""stapes: an open workbench for light-weight audio language models."""

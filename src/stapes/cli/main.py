@@ -1,0 +1,61 @@
+"""Put the verbs together; turn errors into one clear line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Annotated
+
+import typer
+
+from ..errors import StapesError
+from . import bench, data, evaluate, report, run, talk
+
+_HELP = """Build, train, compress, measure and compare light-weight audio language models.
+
+Example: `stapes run recipes/tiny.yaml`
+"""
+
+app = typer.Typer(
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _verbs in (run, data, evaluate, bench, report, talk):
+    _verbs.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed_version
+
+        typer.echo(installed_version("stapes"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the program; exit 0 (done), 1 (failed), 2 (mistyped) or 130 (Ctrl-C), never with a traceback for user errors."""
+    try:
+        app()
+    except StapesError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished steps are kept, and the same command goes on from there", 130)
+    except BrokenPipeError:
+        # `stapes … | head`: the reader left, which is no error of ours.
+        sys.stderr.close()
+        sys.exit(141)
+    except OSError as error:
+        # A full disk, a missing file or no permission is the machine's state; say which file and stop.
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+        _fail(f"{where}{error.strerror or error}{hint}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
