@@ -38,7 +38,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def main() -> None:
-    """Run the program; exit 0 (done), 1 (failed), 2 (mistyped) or 130 (Ctrl-C), never with a traceback for user errors."""
+    """Run the program; exit 0 (done), 1 (failed), 2 (mistyped) or 130 (Ctrl-C); user errors show no traceback."""
     try:
         app()
     except StapesError as error:

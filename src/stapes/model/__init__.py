@@ -1,1 +1,22 @@
-"""TODO"""
+"""The model, its configuration and its processor, known to transformers' Auto classes."""
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+
+from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
+from .modeling import StapesForConditionalGeneration
+from .processing import StapesFeatureExtractor, StapesProcessor, find_reserved_tokens
+
+AutoConfig.register(StapesConfig.model_type, StapesConfig)
+AutoModelForCausalLM.register(StapesConfig, StapesForConditionalGeneration)
+AutoModelForMultimodalLM.register(StapesConfig, StapesForConditionalGeneration)
+AutoProcessor.register(StapesConfig, StapesProcessor)
+
+__all__ = [
+    "ConnectorConfig",
+    "StapesConfig",
+    "StapesFeatureExtractor",
+    "StapesForConditionalGeneration",
+    "StapesProcessor",
+    "find_reserved_tokens",
+    "num_audio_tokens",
+]

@@ -1,0 +1,44 @@
+"""Instructions: several wordings for training, one fixed wording a task for testing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .sample import Sample, Task
+
+TRAIN_INSTRUCTIONS: dict[Task, tuple[str, ...]] = {
+    "asr": (
+        "Transcribe the speech.",
+        "Write down what is said.",
+        "What does the speaker say?",
+        "Turn this recording into text.",
+        "Repeat the words you hear.",
+    ),
+    "audiocaption": (
+        "Describe the sound.",
+        "What can be heard?",
+        "Write a short caption for this audio.",
+        "Say what makes this sound.",
+    ),
+    # Questions come with their samples.
+    "qa": (),
+}
+
+TEST_INSTRUCTIONS: dict[Task, str] = {"asr": "Transcribe the speech.", "audiocaption": "Describe the sound."}
+
+
+def test_instruction(sample: Sample) -> str:
+    """Return the sample's own prompt, or the fixed wording of its task."""
+    if sample.prompt is not None:
+        return sample.prompt
+    if sample.task not in TEST_INSTRUCTIONS:
+        raise ValueError(f"{sample.where}: sample `{sample.id}` is a question without `prompt`")
+    return TEST_INSTRUCTIONS[sample.task]
+
+
+def train_instruction(sample: Sample, seed: int) -> str:
+    """Return the sample's own prompt, or a wording of its task that `seed` picks."""
+    if sample.prompt is not None or not TRAIN_INSTRUCTIONS[sample.task]:
+        return test_instruction(sample)
+    wordings = TRAIN_INSTRUCTIONS[sample.task]
+    return wordings[np.random.default_rng(seed).integers(len(wordings))]

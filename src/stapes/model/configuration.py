@@ -1,0 +1,107 @@
+"""What an audio language model consists of, and the one formula for its number of audio tokens."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+BLOCK_FEATURE_FRAMES = 3000
+"""Whisper's position table ends at 30 s: 3000 feature frames at 100 Hz. Longer clips are encoded block by block."""
+
+FEATURE_FRAMES_PER_ENCODER_FRAME = 2
+"""Whisper's second convolution has stride 2: 100 Hz features become 50 Hz encoder frames."""
+
+
+def num_encoder_frames(num_feature_frames: int) -> int:
+    """Count the encoder frames T of `num_feature_frames` F: ceil(F / 2), blocks of 30 s included (3000 is even)."""
+    return -(-num_feature_frames // FEATURE_FRAMES_PER_ENCODER_FRAME)
+
+
+def num_audio_tokens(
+    num_feature_frames: int, frames_per_window: int, queries_per_window: int, tail: Literal["pad", "drop"]
+) -> int:
+    """Count the audio tokens A of a clip; processor, model and connectors all ask here.
+
+    Args:
+        num_feature_frames: F, log-mel frames at 100 Hz.
+        frames_per_window: K, encoder frames (50 Hz) pooled together.
+        queries_per_window: Q, tokens each window becomes.
+        tail: `pad` keeps an incomplete last window, `drop` discards it (SALMONN); a clip shorter than one window
+            is always padded to one, so that no audio becomes no token.
+
+    Returns:
+        ceil(T / K) * Q or max(1, floor(T / K)) * Q. 30 s with K=17, Q=1 gives 89, dropped tail 88.
+    """
+    num_frames = num_encoder_frames(num_feature_frames)
+    windows = -(-num_frames // frames_per_window) if tail == "pad" else max(1, num_frames // frames_per_window)
+    return windows * queries_per_window
+
+
+@strict
+class ConnectorConfig(PreTrainedConfig):
+    """The part between speech encoder and LLM.
+
+    Attributes:
+        kind: `windowed_qformer` (SALMONN) or `stacked_mlp` (Ultravox).
+        frames_per_window: K, encoder frames that become one window (Q-Former) or one stack (MLP).
+        queries_per_window: Q, audio tokens per window; 1 for `stacked_mlp`.
+        tail: what happens to a last window that is not full: `pad` or `drop`.
+        hidden_size: width of the Q-Former, or of the MLP before its gate halves it.
+        num_hidden_layers, num_attention_heads, intermediate_size, dropout: of the Q-Former only.
+    """
+
+    model_type = "stapes_connector"
+
+    kind: Literal["windowed_qformer", "stacked_mlp"] = "windowed_qformer"
+    frames_per_window: int = 17
+    queries_per_window: int = 1
+    tail: Literal["pad", "drop"] = "pad"
+    hidden_size: int = 768
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    dropout: float | int = 0.1
+
+
+@strict
+class StapesConfig(PreTrainedConfig):
+    """Configuration of `StapesForConditionalGeneration`.
+
+    Attributes:
+        speech_config: a `WhisperConfig`; only the encoder part is built.
+        text_config: the configuration of any causal LM of transformers.
+        connector_config: see `ConnectorConfig`.
+        audio_token_id: an id the LLM's vocabulary already has and text never uses; audio embeddings take its place.
+        lora: peft's `LoraConfig` as a dict while adapters sit in the LLM, None without or after merging.
+        int8: `{"skip": [module names]}` when Linear layers are stored as int8, else None.
+        sources: the names (Hub ids or folders) the weights came from, `{"speech_encoder": …, "llm": …}`.
+        trained_parts: the parts whose weights are no longer those of `sources`.
+    """
+
+    model_type = "stapes"
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "speech_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "connector_config": ConnectorConfig,
+    }
+
+    # A dict or a config object may be given; after construction each is a config object.
+    speech_config: Any = None
+    text_config: Any = None
+    connector_config: Any = None
+    audio_token_id: int = 0
+    lora: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
+    sources: dict[str, str] | None = None
+    trained_parts: list[str] | None = None
+    initializer_range: float = 0.02
+
+    def num_audio_tokens(self, num_feature_frames: int) -> int:
+        """Count the audio tokens of a clip of `num_feature_frames` log-mel frames (100 Hz)."""
+        connector = self.connector_config
+        return num_audio_tokens(
+            num_feature_frames, connector.frames_per_window, connector.queries_per_window, connector.tail
+        )

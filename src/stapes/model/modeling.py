@@ -1,0 +1,221 @@
+"""Speech encoder → connector → LLM, as one Hugging Face model."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration import StapesConfig
+from .connectors import WindowedQFormer, build_connector
+from .speech_encoder import SpeechEncoder
+
+
+class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """An audio language model: text in and out, with audio embeddings in place of the prompt's audio tokens.
+
+    `generate` is transformers' own; it takes what the processor returns. The parts are attributes: `speech_encoder`,
+    `connector`, `language_model`. LoRA adapters, once added, live inside `language_model` and are saved and loaded
+    with the rest (`config.lora` says that they are there).
+    """
+
+    config_class = StapesConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ["audio", "text"]  # noqa: RUF012 - the base class declares it so
+    supports_gradient_checkpointing = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["WhisperEncoderLayer"]  # noqa: RUF012 - the base class declares it so
+
+    def __init__(
+        self,
+        config: StapesConfig,
+        speech_encoder: SpeechEncoder | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        """Build the model; parts that are given are used as they are, the others get random weights."""
+        super().__init__(config)
+        self.speech_encoder = speech_encoder or SpeechEncoder(config.speech_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.connector = build_connector(
+            config.connector_config, config.speech_config.d_model, config.text_config.get_text_config().hidden_size
+        )
+        if config.int8 is not None:
+            from .int8 import swap_linears
+
+            swap_linears(self, skip=config.int8["skip"])
+        self.post_init()
+        if config.lora is not None:
+            # After post_init: peft's own initialisation (B = 0) is the one that leaves the LLM as it was.
+            inject_adapter_in_model(LoraConfig(**config.lora), self.language_model)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, WindowedQFormer):
+            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the LLM's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the LLM's head."""
+        return self.language_model.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        """Return the LLM without its head."""
+        return self.language_model.get_decoder()
+
+    def add_lora(self, **settings: Any) -> None:
+        """Put fresh LoRA adapters into the LLM; the outputs stay as they were until the adapters are trained.
+
+        Args:
+            settings: keyword arguments of peft's `LoraConfig` (`r`, `lora_alpha`, `target_modules`, …).
+
+        Raises:
+            ValueError: if adapters are there already.
+        """
+        if self.config.lora is not None:
+            raise ValueError("the LLM has LoRA adapters already; merge them first (`merge_lora`)")
+        lora_config = LoraConfig(**settings)
+        inject_adapter_in_model(lora_config, self.language_model)
+        saved = {key: value for key, value in lora_config.to_dict().items() if key in settings}
+        self.config.lora = {
+            key: sorted(value) if isinstance(value, set | frozenset) else value for key, value in saved.items()
+        }
+
+    def set_trainable(self, parts: set[str]) -> None:
+        """Let gradients reach the named parts only; everything else is frozen and stays in eval mode.
+
+        Args:
+            parts: any of `speech_encoder`, `connector`, `language_model`, `lora`.
+        """
+        for name, parameter in self.named_parameters():
+            part = "lora" if ".lora_" in name else name.partition(".")[0]
+            parameter.requires_grad_(part in parts)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> StapesForConditionalGeneration:
+        """Switch training mode, but keep frozen parts in eval mode: no dropout in weights that do not learn.
+
+        An LLM with trainable adapters counts as trainable, so that LoRA dropout and gradient checkpointing work.
+        """
+        super().train(mode)
+        for part in (self.speech_encoder, self.connector, self.language_model):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    def encode(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run the speech encoder: (B, M, F) → frames (B, T, D) at 50 Hz and their mask (B, T)."""
+        return self.speech_encoder(input_features, input_features_mask)
+
+    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> Tensor:
+        """Turn log-mel features into the audio embeddings of all clips, one after another: (ΣA, D_llm)."""
+        return self.connect(*self.encode(input_features, input_features_mask))
+
+    def connect(self, frames: Tensor, frames_mask: Tensor) -> Tensor:
+        """Run the connector: frames (B, T, D) and their mask (B, T) → audio embeddings (ΣA, D_llm) without padding."""
+        tokens, tokens_mask = self.connector(frames.to(self._connector_dtype()), frames_mask)
+        return tokens[tokens_mask]
+
+    def _connector_dtype(self) -> torch.dtype:
+        return next(self.connector.parameters()).dtype
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        input_features: Tensor | None = None,
+        input_features_mask: Tensor | None = None,
+        encoder_frames: Tensor | None = None,
+        encoder_frames_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Predict the next token.
+
+        Args:
+            input_ids: (B, L) prompt with A audio tokens per clip.
+            input_features: (B, M, F) log-mel at 100 Hz of the clips, right-padded; None once they are in the KV cache.
+            input_features_mask: (B, F), 1 on real frames.
+            encoder_frames: (B, T, D) in place of `input_features` when a frozen encoder's output was stored.
+            encoder_frames_mask: (B, T), True on real frames.
+            inputs_embeds: (B, L, D_llm) in place of `input_ids`; then no audio is placed.
+            labels: (B, L) ids to learn, -100 elsewhere.
+            kwargs: passed on to the LLM (attention_mask, position_ids, cache, logits_to_keep, …);
+                `num_items_in_batch` divides the loss (gradient accumulation).
+
+        Returns:
+            the LLM's output. With labels, `logits` holds only the positions that predict one, (num_labels, V):
+            the head is the widest layer of a small LLM and most of a prompt needs no prediction.
+
+        Raises:
+            ValueError: if the number of audio tokens in the prompt is not that of the audio.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds")
+            inputs_embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
+            audio: Tensor | None = None
+            if encoder_frames is not None and encoder_frames_mask is not None:
+                audio = self.connect(encoder_frames, encoder_frames_mask)
+            elif input_features is not None:
+                audio = self.get_audio_features(input_features, input_features_mask)
+            if audio is not None:
+                inputs_embeds = self._place_audio(input_ids, inputs_embeds, audio)
+
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        if labels is None:
+            return self.language_model(inputs_embeds=inputs_embeds, **kwargs)
+        next_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        predicts = next_labels != -100
+        outputs = self.language_model(inputs_embeds=inputs_embeds, **{**kwargs, "logits_to_keep": predicts})
+        targets = next_labels[predicts]
+        reduction = "mean" if num_items_in_batch is None else "sum"
+        loss = nn.functional.cross_entropy(outputs.logits.float(), targets, reduction=reduction)
+        outputs.loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        return outputs
+
+    def _place_audio(self, input_ids: Tensor, inputs_embeds: Tensor, audio: Tensor) -> Tensor:
+        placeholders = input_ids == self.config.audio_token_id
+        num_placeholders = int(placeholders.sum())
+        if num_placeholders != audio.shape[0]:
+            raise ValueError(
+                f"the prompts hold {num_placeholders} audio tokens but the audio gives {audio.shape[0]}; "
+                "use the processor saved with this model"
+            )
+        return inputs_embeds.masked_scatter(placeholders[:, :, None], audio.to(inputs_embeds))
+
+    def num_parameters_by_part(self) -> dict[str, int]:
+        """Count parameters of speech_encoder, connector, language_model (without adapters), lora, and in `total`.
+
+        Tied weights count once; a weight stored as int8 counts as many parameters as it has values.
+        """
+        counts = dict.fromkeys(("speech_encoder", "connector", "language_model", "lora"), 0)
+        seen: set[int] = set()
+        for name, tensor in [*self.named_parameters(), *self._int8_weights()]:
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            counts["lora" if ".lora_" in name else name.partition(".")[0]] += tensor.numel()
+        return {**counts, "total": sum(counts.values())}
+
+    def _int8_weights(self) -> list[tuple[str, Tensor]]:
+        return [(name, buffer) for name, buffer in self.state_dict().items() if buffer.dtype == torch.int8]
+
+    def lora_layers(self) -> list[tuple[str, BaseTunerLayer]]:
+        """List the LLM's layers that carry adapters, by name."""
+        return [(n, m) for n, m in self.named_modules() if isinstance(m, BaseTunerLayer)]

@@ -1,0 +1,165 @@
+"""Waveforms and instructions in, model inputs out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import (
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    WhisperFeatureExtractor,
+)
+
+from .configuration import num_audio_tokens
+
+MIN_SAMPLES = 400
+"""One 25 ms analysis window at 16 kHz; shorter clips hold no frame."""
+
+_RESERVED = (
+    r"<\|audio_pad\|>",  # Qwen audio families
+    r"<\|finetune_right_pad_id\|>",  # Llama 3.1 and later: meant as padding
+    r"<\|reserved_special_token_\d+\|>",  # Llama 3
+    r"<unused\d+>",  # Gemma
+    r"<\|(?:fim|image|video|vision)_pad\|>",  # Qwen 2.5 and 3
+    r"<(?:jupyter_output|jupyter_code|empty_output|gh_stars|issue_comment)>",  # SmolLM2
+    r"<\|?(?:unused|extra|reserved|special)_?(?:id_|token_)?\d+\|?>",  # many others
+)
+
+
+class StapesFeatureExtractor(WhisperFeatureExtractor):
+    """Whisper's log-mel features at each clip's true length.
+
+    Where we differ from Whisper: clips are not padded to 30 s and never cut; each is transformed on its own, so that
+    its features do not depend on what else is in the batch. `pad_to_s=30.0` gives Whisper's padding back, for models
+    that were trained with it.
+    """
+
+    model_input_names = ["input_features", "input_features_mask"]  # noqa: RUF012 - the base class declares it so
+
+    def __init__(self, pad_to_s: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pad_to_s = pad_to_s
+
+    def __call__(self, raw_speech: Sequence[np.ndarray], **kwargs: Any) -> BatchFeature:  # type: ignore[override]  # only what an audio LM needs
+        """Transform waveforms (N,), float, mono, 16 kHz.
+
+        Returns:
+            `input_features` (B, M, F), float32 log-mel at 100 Hz with F = floor(N / 160), right-padded with zeros;
+            `input_features_mask` (B, F), int64.
+
+        Raises:
+            ValueError: if a waveform is not one-dimensional or shorter than 25 ms.
+        """
+        features = [self._one(np.asarray(waveform, dtype=np.float32)) for waveform in raw_speech]
+        longest = max(feature.shape[1] for feature in features)
+        batch = torch.zeros(len(features), self.feature_size, longest)
+        mask = torch.zeros(len(features), longest, dtype=torch.int64)
+        for row, feature in enumerate(features):
+            batch[row, :, : feature.shape[1]] = feature
+            mask[row, : feature.shape[1]] = 1
+        return BatchFeature({"input_features": batch, "input_features_mask": mask})
+
+    def _one(self, waveform: np.ndarray) -> torch.Tensor:
+        if waveform.ndim != 1 or waveform.shape[0] < MIN_SAMPLES:
+            raise ValueError(
+                f"a waveform has shape {waveform.shape}; wanted (N,) with N ≥ {MIN_SAMPLES} (25 ms at 16 kHz)"
+            )
+        if self.pad_to_s is not None:
+            missing = round(self.pad_to_s * self.sampling_rate) - waveform.shape[0]
+            waveform = np.pad(waveform, (0, max(0, missing)))
+        features = super().__call__(
+            waveform, sampling_rate=self.sampling_rate, padding="do_not_pad", truncation=False, return_tensors="pt"
+        )
+        return features["input_features"][0]
+
+
+class StapesProcessor(ProcessorMixin):
+    """A Whisper feature extractor and the LLM's tokenizer, joined by the prompt.
+
+    Args:
+        feature_extractor: see `StapesFeatureExtractor`.
+        tokenizer: the LLM's, unchanged: no token is added.
+        audio_token: a reserved token of the tokenizer; the processor repeats it once per audio embedding.
+        prompt_template: text with `{audio}` and `{instruction}`, up to where the answer begins.
+        frames_per_window, queries_per_window, tail: those of the model's connector; they fix the number of tokens.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: StapesFeatureExtractor,
+        tokenizer: PreTrainedTokenizerBase,
+        audio_token: str = "",
+        prompt_template: str = "{audio}{instruction}",
+        frames_per_window: int = 1,
+        queries_per_window: int = 1,
+        tail: Literal["pad", "drop"] = "pad",
+        chat_template: str | None = None,
+    ) -> None:
+        self.audio_token = audio_token
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        self.prompt_template = prompt_template
+        self.frames_per_window = frames_per_window
+        self.queries_per_window = queries_per_window
+        self.tail: Literal["pad", "drop"] = tail
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+
+    def build_prompt(self, instruction: str) -> str:
+        """Write the prompt that asks `instruction` about one clip; the answer is to follow it directly.
+
+        Raises:
+            ValueError: if the instruction contains the audio token.
+        """
+        if self.audio_token in instruction:
+            raise ValueError(f"the instruction holds the audio token {self.audio_token!r}; take it out")
+        before, after = self.prompt_template.split("{audio}")
+        # Plain replacement: braces in an instruction are text, not fields.
+        return before + self.audio_token + after.replace("{instruction}", instruction)
+
+    def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs: Any) -> str:
+        """Repeat the audio token once for each embedding that clip `audio_idx` will give."""
+        num_feature_frames = int(audio_inputs["input_features_mask"][audio_idx].sum())
+        return self.audio_token * self.num_audio_tokens(num_feature_frames)
+
+    def num_audio_tokens(self, num_feature_frames: int) -> int:
+        """Count the audio tokens of a clip of `num_feature_frames` log-mel frames (100 Hz)."""
+        return num_audio_tokens(num_feature_frames, self.frames_per_window, self.queries_per_window, self.tail)
+
+    def prepare(self, waveforms: Sequence[np.ndarray], instructions: Sequence[str]) -> BatchFeature:
+        """Make `generate`'s inputs: left-padded prompts and the features of their clips.
+
+        Args:
+            waveforms: B arrays (N,), float32, mono, 16 kHz.
+            instructions: B texts.
+        """
+        prompts = [self.build_prompt(instruction) for instruction in instructions]
+        return self(
+            text=prompts,
+            audio=list(waveforms),
+            text_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": False, "return_tensors": "pt"},
+        )
+
+
+def find_reserved_tokens(tokenizer: PreTrainedTokenizerFast, count: int) -> list[str]:
+    """Find tokens that the vocabulary holds and text never uses, so that the embedding table need not grow.
+
+    Raises:
+        ValueError: if there are fewer than `count`; name the token in the recipe then (`model.audio_token`).
+    """
+    vocabulary: dict[str, int] = tokenizer.get_added_vocab()
+    in_use = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)}
+    found: list[str] = []
+    for pattern in _RESERVED:
+        matching = [token for token in vocabulary if re.fullmatch(pattern, token)]
+        found += [token for token in sorted(matching, key=lambda t: vocabulary[t]) if token not in in_use | {*found}]
+    if len(found) < count:
+        raise ValueError(
+            f"{type(tokenizer).__name__} has {len(found)} reserved tokens that stapes knows, {count} are needed; "
+            "name an unused token of its vocabulary as `model.audio_token`"
+        )
+    return found[:count]

@@ -1,0 +1,37 @@
+"""Recipes: typed sections, one level of `extends`, and errors that name the nearest known key. Imports no torch."""
+
+from .reading import dump_recipe, load_recipe, parse_value
+from .sections import (
+    Augment,
+    Bench,
+    DynamicClip,
+    Evaluate,
+    FixedClip,
+    LoRA,
+    MergeLora,
+    Model,
+    Quantize,
+    Recipe,
+    StackedMLP,
+    Stage,
+    WindowedQFormer,
+)
+
+__all__ = [
+    "Augment",
+    "Bench",
+    "DynamicClip",
+    "Evaluate",
+    "FixedClip",
+    "LoRA",
+    "MergeLora",
+    "Model",
+    "Quantize",
+    "Recipe",
+    "StackedMLP",
+    "Stage",
+    "WindowedQFormer",
+    "dump_recipe",
+    "load_recipe",
+    "parse_value",
+]

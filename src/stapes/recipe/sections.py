@@ -1,0 +1,260 @@
+"""The typed sections of a recipe: the only place where a default of a recipe stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Part = Literal["speech_encoder", "connector", "language_model", "lora"]
+Span = tuple[float, float]
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WindowedQFormer(Section):
+    """SALMONN's connector: queries attend to one window of encoder frames at a time."""
+
+    kind: Literal["windowed_qformer"]
+    window_s: float = Field(0.34, gt=0, le=30)
+    queries_per_window: int = Field(1, ge=1)
+    tail: Literal["pad", "drop"] = "pad"
+    hidden_size: int = Field(768, ge=1)
+    num_layers: int = Field(2, ge=1)
+    num_heads: int = Field(12, ge=1)
+    intermediate_size: int = Field(3072, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class StackedMLP(Section):
+    """Ultravox's connector: `stack` encoder frames (20 ms each) side by side through a gated MLP."""
+
+    kind: Literal["stacked_mlp"]
+    stack: int = Field(8, ge=1)
+    hidden_size: int = Field(2048, ge=2, multiple_of=2)
+
+
+Connector = Annotated[WindowedQFormer | StackedMLP, Field(discriminator="kind")]
+
+
+class Model(Section):
+    """What the audio language model is made of. Names are Hub ids, or folders if they begin with `.` or `/`."""
+
+    speech_encoder: str
+    llm: str
+    connector: Connector
+    prompt: str = "chat"  # the LLM's chat template; `plain`: SALMONN's USER/ASSISTANT; or a text with both fields
+    audio_token: str | None = None  # a reserved token of the tokenizer; found by itself where possible
+    pad_audio_to_s: float | None = Field(None, gt=0)  # 30 for checkpoints that were trained on padded clips
+
+    @model_validator(mode="after")
+    def _prompt_has_fields(self) -> Model:
+        if self.prompt not in ("chat", "plain"):
+            for field in ("{audio}", "{instruction}"):
+                if self.prompt.count(field) != 1:
+                    raise ValueError(f"prompt must be `chat`, `plain` or a text with one {field}, not {self.prompt!r}")
+        return self
+
+
+class Noise(Section):
+    """Additive noise: Gaussian, or clips from a folder, at a signal-to-noise ratio drawn from `snr_db`."""
+
+    p: float = Field(ge=0, le=1)
+    snr_db: Span
+    folder: Path | None = None
+
+
+class Gain(Section):
+    """A change of level drawn from `db`."""
+
+    p: float = Field(ge=0, le=1)
+    db: Span
+
+
+class Speed(Section):
+    """Speed perturbation by resampling; 1.1 is 10 % faster and shorter."""
+
+    p: float = Field(ge=0, le=1)
+    factor: Span
+
+
+class Reverb(Section):
+    """Convolution with a decaying impulse response, synthetic or from a folder."""
+
+    p: float = Field(ge=0, le=1)
+    rt60_s: Span
+    folder: Path | None = None
+
+
+class Codec(Section):
+    """A trip through a lossy codec."""
+
+    p: float = Field(ge=0, le=1)
+    kinds: tuple[str, ...] = ("mulaw", "gsm", "mp3", "vorbis")
+
+
+class BandPass(Section):
+    """Telephone-like band limits, in Hz."""
+
+    p: float = Field(ge=0, le=1)
+    low_hz: float = Field(300, gt=0)
+    high_hz: float = Field(3400, gt=0)
+
+
+class SpecAugment(Section):
+    """Masks on the log-mel features (arXiv 1904.08779); a mask never covers more than `max_share` of a clip."""
+
+    time_masks: int = Field(2, ge=0)
+    max_time_frames: int = Field(40, ge=1)
+    freq_masks: int = Field(2, ge=0)
+    max_freq_bins: int = Field(15, ge=1)
+    max_share: float = Field(0.2, gt=0, le=1)
+
+
+class Augment(Section):
+    """Augmentation of training audio, applied in this order. With a feature cache each clip has `copies` versions."""
+
+    speed: Speed | None = None
+    reverb: Reverb | None = None
+    noise: Noise | None = None
+    band_pass: BandPass | None = None
+    codec: Codec | None = None
+    gain: Gain | None = None
+    spec_augment: SpecAugment | None = None
+    copies: int = Field(4, ge=1)
+
+
+class FixedClip(Section):
+    """Gradients are scaled down to `max_norm`."""
+
+    kind: Literal["fixed"]
+    max_norm: float = Field(1.0, gt=0)
+
+
+class DynamicClip(Section):
+    """AutoClip (arXiv 2007.14469): the limit is a percentile of the gradient norms of the last `window` steps."""
+
+    kind: Literal["dynamic"]
+    percentile: float = Field(10.0, gt=0, le=100)
+    window: int = Field(1000, ge=1)
+
+
+class LoRA(Section):
+    """Keys of peft's LoraConfig."""
+
+    r: int = Field(8, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.1, ge=0, lt=1)
+    target_modules: tuple[str, ...] | str = ("q_proj", "v_proj")
+
+
+class Stage(Section):
+    """One stage of training. Keys that TrainingArguments has carry its names."""
+
+    data: dict[Path, float] = Field(min_length=1)  # manifest: share of the samples drawn
+    valid: tuple[Path, ...] = ()  # manifests whose loss is measured each `save_steps`
+    trainable: tuple[Part, ...] = Field(("connector",), min_length=1)
+    lora: LoRA | None = None
+    max_steps: int = Field(ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    clip: FixedClip | DynamicClip = Field(FixedClip.model_validate({"kind": "fixed"}), discriminator="kind")
+    augment: Augment | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    feature_cache: bool = True  # keep a frozen encoder's output on disk
+    save_steps: int = Field(100, ge=1)
+    logging_steps: int = Field(10, ge=1)
+    trainer: dict[str, Any] = Field(default_factory=dict)  # any other field of TrainingArguments
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stage:
+        if self.lora is not None and "lora" not in self.trainable:
+            raise ValueError("`lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`")
+        for path, weight in self.data.items():
+            if not weight > 0:
+                raise ValueError(f"data: the weight of {path} is {weight}; weights are shares above 0")
+        repeated = sorted(set(self.trainer) & (set(type(self).model_fields) | {"output_dir", "max_grad_norm", "seed"}))
+        if repeated:
+            raise ValueError(
+                f"trainer: {', '.join(repeated)} is set by the recipe itself; use the key beside `trainer`"
+            )
+        return self
+
+
+class MergeLora(Section):
+    """Fold the adapters into the weights: same answers, fewer operations."""
+
+    kind: Literal["merge_lora"]
+
+
+class Quantize(Section):
+    """Store Linear layers of encoder and LLM as int8 (per output channel) and compute with them on a CPU."""
+
+    kind: Literal["quantize"]
+    bits: Literal[8] = 8
+    skip: tuple[str, ...] = ("connector",)  # modules whose name contains one of these stay as they are
+
+
+CompressStep = Annotated[MergeLora | Quantize, Field(discriminator="kind")]
+
+
+class Evaluate(Section):
+    """What variants are scored on. Test data: never the data of a stage."""
+
+    data: tuple[Path, ...] = Field(min_length=1)
+    batch_size: int = Field(8, ge=1)
+    max_new_tokens: int = Field(64, ge=1)
+    limit: int | None = Field(None, ge=1)  # first N samples of each manifest
+
+
+class Bench(Section):
+    """How latency and memory are measured."""
+
+    audio_s: float = Field(10.0, gt=0)
+    new_tokens: int = Field(16, ge=2)
+    warmup: int = Field(3, ge=0)
+    repeats: int = Field(20, ge=1)
+
+
+class Report(Section):
+    """What the report shows beside the table."""
+
+    samples: int = Field(8, ge=0)
+
+
+class Recipe(Section):
+    """From audio files to a compared report."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    model: Model
+    train: dict[str, Stage] = Field(min_length=1)
+    compress: tuple[CompressStep, ...] = ()
+    evaluate: Evaluate | None = None
+    bench: Bench | None = Field(default_factory=lambda: Bench.model_validate({}))
+    report: Report = Field(default_factory=lambda: Report.model_validate({}))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        kinds = [step.kind for step in self.compress]
+        has_lora = any(stage.lora for stage in self.train.values())
+        for earlier, (name, stage) in enumerate(self.train.items()):
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {"eval", "bench", "report", "data_check", *kinds}:
+                raise ValueError(f"train: `{name}` cannot name a stage; use lower-case letters, e.g. `align`")
+            given = any(s.lora for s in list(self.train.values())[: earlier + 1])
+            if "lora" in stage.trainable and not given:
+                raise ValueError(f"train.{name}: `trainable` lists lora, but no stage up to here has a `lora` section")
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"compress: each kind of step may stand once, not {', '.join(kinds)}")
+        if "merge_lora" in kinds and not has_lora:
+            raise ValueError("compress: `merge_lora` has nothing to merge; no stage has a `lora` section")
+        if has_lora and "quantize" in kinds and "merge_lora" not in kinds[: kinds.index("quantize")]:
+            raise ValueError("compress: `quantize` needs merged adapters; put {kind: merge_lora} before it")
+        return self
