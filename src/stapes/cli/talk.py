@@ -1,9 +1,72 @@
-"""Verbs to come."""
+"""`stapes transcribe` and `stapes ask`: use a model from the shell."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
+
+_Model = Annotated[Path, typer.Option("--model", "-m", help="A model folder, e.g. runs/tiny/merge_lora.")]
+_Tokens = Annotated[int, typer.Option(min=1, help="At most this many tokens of answer.")]
+_Device = Annotated[str | None, typer.Option(help="torch device; the first GPU if there is one, else the CPU.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's verbs to the program."""
+    app.command()(transcribe)
+    app.command()(ask)
+
+
+def transcribe(
+    audio: Annotated[list[Path], typer.Argument(help="Audio files that soundfile reads, of any length.")],
+    model: _Model,
+    max_new_tokens: _Tokens = 200,
+    device: _Device = None,
+    as_json: _Json = False,
+) -> None:
+    """Write down the speech in audio files, a line each.
+
+    Example: `stapes transcribe --model runs/tiny/merge_lora data/speech/*.ogg`
+    """
+    from ..data.prompts import TEST_INSTRUCTIONS
+
+    _answer(audio, TEST_INSTRUCTIONS["asr"], model, max_new_tokens, device, as_json)
+
+
+def ask(
+    audio: Annotated[Path, typer.Argument(help="An audio file that soundfile reads, of any length.")],
+    question: Annotated[str, typer.Argument(help="A question, or any instruction, about the audio.")],
+    model: _Model,
+    max_new_tokens: _Tokens = 200,
+    device: _Device = None,
+    as_json: _Json = False,
+) -> None:
+    """Answer a question about an audio file.
+
+    Example: `stapes ask --model runs/tiny/merge_lora clip.ogg "Is someone speaking?"`
+    """
+    _answer([audio], question, model, max_new_tokens, device, as_json)
+
+
+def _answer(
+    audio: list[Path], instruction: str, model: Path, max_new_tokens: int, device: str | None, as_json: bool
+) -> None:
+    from ..data.audio import load_audio
+    from .printing import print_json, quiet_libraries
+
+    # Bad audio is found before the seconds it takes to load a model.
+    waveforms = [load_audio(path) for path in audio]
+    from ..inference import load
+
+    quiet_libraries()
+    lm = load(model, device=device)
+    said: list[dict[str, Any]] = []
+    for path, waveform in zip(audio, waveforms, strict=True):
+        answer = lm.answer([waveform], [instruction], max_new_tokens=max_new_tokens)[0]
+        said.append({"audio": str(path), "text": answer.text, "num_tokens": answer.num_tokens})
+        if not as_json:
+            typer.echo(f"{path}\t{answer.text}" if len(audio) > 1 else answer.text)
+    if as_json:
+        print_json(said)

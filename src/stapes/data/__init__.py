@@ -1,1 +1,1 @@
-"""TODO"""
+"""Audio in, batches out: manifests, checks, prompts, mixture, augmentation."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Training: stages, the Trainer, the cache of frozen encoders."""

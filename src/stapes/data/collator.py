@@ -1,0 +1,86 @@
+"""From single examples to the padded batch that the model learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..model import StapesProcessor
+
+IGNORE = -100
+"""Positions with this label are not learnt: prompt, audio, padding."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample, ready to be batched; exactly one of the two audio fields is set.
+
+    Attributes:
+        instruction: what the prompt asks.
+        target: what the model is to answer.
+        input_features: (M, F) log-mel at 100 Hz.
+        encoder_frames: (T, D) a frozen encoder's output at 50 Hz.
+    """
+
+    instruction: str
+    target: str
+    input_features: Tensor | None = None
+    encoder_frames: Tensor | None = None
+
+
+def collate(examples: Sequence[Example], processor: StapesProcessor) -> dict[str, Tensor]:
+    """Tokenise and right-pad a batch.
+
+    Returns:
+        `input_ids`, `attention_mask`, `labels` (B, L), with labels on the target and its end symbol only, and either
+        `input_features` (B, M, F) + `input_features_mask` (B, F) or `encoder_frames` (B, T, D) +
+        `encoder_frames_mask` (B, T).
+    """
+    rows = [_tokenize(example, processor) for example in examples]
+    length = max(len(ids) for ids, _ in rows)
+    pad_id = processor.tokenizer.pad_token_id
+    batch = {
+        "input_ids": torch.full((len(rows), length), pad_id),
+        "attention_mask": torch.zeros(len(rows), length, dtype=torch.int64),
+        "labels": torch.full((len(rows), length), IGNORE),
+    }
+    for row, (ids, num_prompt) in enumerate(rows):
+        batch["input_ids"][row, : len(ids)] = torch.tensor(ids)
+        batch["attention_mask"][row, : len(ids)] = 1
+        batch["labels"][row, num_prompt : len(ids)] = torch.tensor(ids[num_prompt:])
+    return batch | _pad_audio(examples)
+
+
+def _tokenize(example: Example, processor: StapesProcessor) -> tuple[list[int], int]:
+    """Return the ids of prompt, target and end symbol, and how many of them are the prompt's."""
+    if example.encoder_frames is not None:
+        # Each encoder frame stands for two feature frames.
+        num_feature_frames = 2 * example.encoder_frames.shape[0]
+    else:
+        assert example.input_features is not None
+        num_feature_frames = example.input_features.shape[1]
+    audio = processor.audio_token * processor.num_audio_tokens(num_feature_frames)
+    prompt = processor.build_prompt(example.instruction).replace(processor.audio_token, audio)
+    tokenizer = processor.tokenizer
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    target_ids = tokenizer(example.target, add_special_tokens=False)["input_ids"]
+    return [*prompt_ids, *target_ids, tokenizer.eos_token_id], len(prompt_ids)
+
+
+def _pad_audio(examples: Sequence[Example]) -> dict[str, Tensor]:
+    frames = [example.encoder_frames for example in examples if example.encoder_frames is not None]
+    if frames:
+        padded = torch.nn.utils.rnn.pad_sequence([frame.float() for frame in frames], batch_first=True)
+        lengths = torch.tensor([frame.shape[0] for frame in frames])
+        return {"encoder_frames": padded, "encoder_frames_mask": _mask(lengths, padded.shape[1])}
+    features = [example.input_features for example in examples if example.input_features is not None]
+    padded = torch.nn.utils.rnn.pad_sequence([feature.T for feature in features], batch_first=True).transpose(1, 2)
+    lengths = torch.tensor([feature.shape[1] for feature in features])
+    return {"input_features": padded.contiguous(), "input_features_mask": _mask(lengths, padded.shape[2]).long()}
+
+
+def _mask(lengths: Tensor, size: int) -> Tensor:
+    return torch.arange(size)[None] < lengths[:, None]

@@ -1,0 +1,168 @@
+"""The run folder: one folder a step, and what is done is not done again.
+
+A step works in `NAME.partial` and is renamed when complete; `step.json` inside says what it was made from. Running the
+same recipe again skips finished steps and resumes interrupted ones; a step made from other settings is never mixed in.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..environment import environment
+from ..errors import StapesError
+from ..files import read_json, staged_folder, write_json, write_text
+from ..recipe import Recipe, dump_recipe
+from .steps import Step, plan_steps
+
+
+@dataclass
+class RunSummary:
+    """What a run did.
+
+    Attributes:
+        folder: the run folder.
+        report: the self-contained page, None in the other processes of a distributed run.
+        made, skipped: names of the steps.
+    """
+
+    folder: Path
+    report: Path | None = None
+    made: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def run_recipe(
+    recipe: Recipe, folder: Path, *, redo: bool = False, say: Callable[[str], None] = lambda _: None
+) -> RunSummary:
+    """Go from audio files to a compared report.
+
+    Args:
+        recipe: what to do.
+        folder: the run folder; made if it is not there.
+        redo: make steps anew whose settings have changed, and those that follow from them.
+        say: told one line before each step and about each that is skipped.
+
+    Raises:
+        StapesError: if data, weights or an earlier run of other settings stand in the way.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = RunSummary(folder)
+    with _lock(folder):
+        if _is_main():
+            write_text(folder / "recipe.yaml", dump_recipe(recipe))
+            write_json(folder / "environment.json", {**environment(), "seed": recipe.seed})
+        steps = plan_steps(recipe, folder)
+        for number, step in enumerate(steps, start=1):
+            made = _take(step, folder, redo, lambda line, n=number: say(f"[{n}/{len(steps)}] {line}"))
+            (summary.made if made else summary.skipped).append(step.name)
+    if _is_main():
+        summary.report = folder / "report" / "report.html"
+    return summary
+
+
+def check_recipe(recipe: Recipe, path: str) -> None:
+    """Find before any work what a run would stumble over later: trainer keys, manifests, weights.
+
+    Args:
+        recipe: what is to be run.
+        path: the recipe's file, for messages.
+
+    Raises:
+        StapesError: naming file and key, or what was looked for and where.
+    """
+    from ..data.sample import load_manifest
+    from ..train.stage import check_stage
+    from ..weights import resolve
+
+    for name, stage in recipe.train.items():
+        check_stage(path, name, stage)
+        for manifest in (*stage.data, *stage.valid):
+            load_manifest(manifest)
+    for manifest in recipe.evaluate.data if recipe.evaluate else ():
+        load_manifest(manifest)
+    resolve(recipe.model.speech_encoder)
+    resolve(recipe.model.llm)
+
+
+def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> bool:
+    """Make a step unless it is done; tell whether it was made."""
+    target = folder / step.name
+    if not step.everywhere and not _is_main():
+        return False
+    if _is_main():
+        _clear_stale(step, target, redo)
+    _barrier(step)
+    if target.exists():
+        say(f"{step.name}: done before, skipped")
+        _barrier(step)
+        return False
+    say(step.name)
+    started = time.monotonic()
+    if not _is_main():
+        step.make(target.with_name(target.name + ".partial"))
+        _barrier(step)
+        return True
+    with staged_folder(target, keep_on_error=step.resumable) as work:
+        write_json(work / "step.json", {"step": step.name, "fingerprint": step.fingerprint, "complete": False})
+        _barrier(step)
+        cost = step.make(work)
+        seconds = round(time.monotonic() - started, 2)
+        done = {"step": step.name, "fingerprint": step.fingerprint, "complete": True, "seconds": seconds}
+        write_json(work / "step.json", {**done, "result": cost, "environment": environment()})
+    _barrier(step)
+    return True
+
+
+def _clear_stale(step: Step, target: Path, redo: bool) -> None:
+    """Refuse, or with `redo` remove, what an earlier run made from other settings."""
+    for place in (target, target.with_name(target.name + ".partial")):
+        if not place.exists():
+            continue
+        mark = place / "step.json"
+        if mark.exists() and read_json(mark).get("fingerprint") == step.fingerprint:
+            continue
+        if not redo and mark.exists():
+            raise StapesError(
+                f"{place} was made from other settings or data; `--redo` makes it and what follows from it anew, "
+                "`--out` starts another run"
+            )
+        shutil.rmtree(place)
+
+
+def _is_main() -> bool:
+    """Tell whether this is the first process of `accelerate launch`, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _barrier(step: Step) -> None:
+    """Let the processes of a distributed run wait for each other around a step that all take part in."""
+    if step.everywhere and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    if not _is_main():
+        yield
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise StapesError(
+            f"{folder}: another run works in this folder; wait for it, or choose another with `--out`"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

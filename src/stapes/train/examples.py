@@ -1,0 +1,112 @@
+"""Training and validation examples: read, augment, transform, or take from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data import augment as effects
+from ..data.augment import sample_seed
+from ..data.collator import Example
+from ..data.mixture import Draw
+from ..data.prompts import test_instruction, train_instruction
+from ..data.sample import Sample, load_sample_audio
+from ..model import StapesProcessor
+from ..recipe import Augment
+from .features import FeatureCache, feature_path
+
+
+class Examples(Dataset[Example]):
+    """Samples of several manifests, addressed by `Draw(corpus, index, draw)`.
+
+    What an example looks like depends on the seed, its sample's id and its draw count alone, never on order or process:
+    resumed and uninterrupted runs see the same data.
+
+    Args:
+        corpora: the samples of each manifest.
+        processor: of the model that is trained.
+        seed: of the run.
+        augment: None for no augmentation.
+        cache: stored encoder output; with it each sample has `augment.copies` versions that take turns.
+        train: vary the wording of instructions; False takes the test wording.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[Sequence[Sample]],
+        processor: StapesProcessor,
+        seed: int,
+        augment: Augment | None = None,
+        cache: FeatureCache | None = None,
+        train: bool = True,
+    ) -> None:
+        self.corpora = corpora
+        self.processor = processor
+        self.seed = seed
+        self.augment = augment
+        self.cache = cache
+        self.train = train
+
+    def __len__(self) -> int:
+        return sum(len(corpus) for corpus in self.corpora)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        sample = self.corpora[draw.corpus][draw.index]
+        wording_seed = sample_seed(self.seed, sample.id, draw.draw)
+        instruction = train_instruction(sample, wording_seed) if self.train else test_instruction(sample)
+        if self.cache is None:
+            return Example(instruction, sample.target, input_features=self.features(draw))
+        return Example(instruction, sample.target, encoder_frames=self.cache.load(self.cache_path(draw)))
+
+    def features(self, draw: Draw) -> Tensor:
+        """Compute the (augmented) log-mel features (M, F) of one draw."""
+        sample = self.corpora[draw.corpus][draw.index]
+        waveform = load_sample_audio(sample)
+        if self.augment is None:
+            return self._log_mel(waveform)
+        seed = sample_seed(self.seed, sample.id, self.version(draw))
+        waveform = effects.augment(waveform, waveform_effects(self.augment), seed)
+        features = self._log_mel(waveform)
+        if (masks := self.augment.spec_augment) is None:
+            return features
+        return effects.spec_augment(features, **masks.model_dump(), seed=seed)
+
+    def _log_mel(self, waveform: np.ndarray) -> Tensor:
+        return self.processor.feature_extractor([waveform])["input_features"][0]
+
+    def version(self, draw: Draw) -> int:
+        """Tell which augmented version of its sample a draw sees: a new one each time, or one of `copies` if cached."""
+        if self.augment is None:
+            return 0
+        return draw.draw % self.augment.copies if self.cache is not None else draw.draw
+
+    def cache_path(self, draw: Draw) -> Path:
+        """Tell where the encoder output of one draw is stored."""
+        assert self.cache is not None
+        sample = self.corpora[draw.corpus][draw.index]
+        augmentation = None
+        if self.augment is not None:
+            augmentation = (self.augment.model_dump_json(), self.seed, sample.id, self.version(draw))
+        return feature_path(self.cache.folder, (sample.audio, *sample.extra_audio), augmentation)
+
+
+def waveform_effects(section: Augment) -> list[effects.Effect]:
+    """List the waveform effects a recipe's `augment` section asks for, in the order in which they are applied."""
+    chosen: list[effects.Effect] = []
+    if section.speed:
+        chosen.append(effects.Speed(**section.speed.model_dump()))
+    if section.reverb:
+        chosen.append(effects.Reverb(**section.reverb.model_dump()))
+    if section.noise:
+        chosen.append(effects.Noise(**section.noise.model_dump()))
+    if section.band_pass:
+        chosen.append(effects.BandPass(**section.band_pass.model_dump()))
+    if section.codec:
+        chosen.append(effects.Codec(**section.codec.model_dump()))
+    if section.gain:
+        chosen.append(effects.Gain(**section.gain.model_dump()))
+    return chosen

@@ -1,0 +1,53 @@
+"""What the Trainer trains: the model's forward pass with a state dict of what learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys  # the return type of load_state_dict; there is no public name
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..model import StapesForConditionalGeneration
+
+
+class Trainee(nn.Module):
+    """A view of the model whose `state_dict` holds the trainable tensors only, so that checkpoints do too.
+
+    A 3 B model with 27 M trainable parameters then saves 0.1 GB, not 6, each time.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, model: StapesForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch: Any) -> CausalLMOutputWithPast:
+        """Run the model."""
+        return self.model(**batch)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]  # one form suffices
+        """Return the tensors that learn, by their name in the model."""
+        trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name in trainable}
+
+    def load_state_dict(  # type: ignore[override]  # `assign` has no use here
+        self, state_dict: Mapping[str, Tensor], strict: bool = True
+    ) -> _IncompatibleKeys:
+        """Load what `state_dict` returned.
+
+        Raises:
+            ValueError: if names differ, whatever `strict` says: a checkpoint of another set of trainable parts.
+        """
+        wanted = self.state_dict().keys()
+        if wanted != state_dict.keys():
+            differing = sorted(wanted ^ state_dict.keys())
+            raise ValueError(f"the checkpoint holds other tensors than those that learn: {', '.join(differing[:5])} …")
+        self.model.load_state_dict(state_dict, strict=False)
+        return _IncompatibleKeys([], [])
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Trade compute for memory inside the LLM."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
