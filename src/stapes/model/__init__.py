@@ -1,6 +1,6 @@
 """The model, its configuration and its processor, known to transformers' Auto classes."""
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
 from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
 from .modeling import StapesForConditionalGeneration
@@ -9,6 +9,7 @@ from .processing import StapesFeatureExtractor, StapesProcessor, find_reserved_t
 AutoConfig.register(StapesConfig.model_type, StapesConfig)
 AutoModelForCausalLM.register(StapesConfig, StapesForConditionalGeneration)
 AutoModelForMultimodalLM.register(StapesConfig, StapesForConditionalGeneration)
+AutoFeatureExtractor.register(StapesConfig, StapesFeatureExtractor)
 AutoProcessor.register(StapesConfig, StapesProcessor)
 
 __all__ = [
