@@ -143,6 +143,9 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         encoder_frames_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Predict the next token.
@@ -155,8 +158,10 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encoder_frames_mask: (B, T), True on real frames.
             inputs_embeds: (B, L, D_llm) in place of `input_ids`; then no audio is placed.
             labels: (B, L) ids to learn, -100 elsewhere.
-            kwargs: passed on to the LLM (attention_mask, position_ids, cache, logits_to_keep, …);
-                `num_items_in_batch` divides the loss (gradient accumulation).
+            attention_mask, position_ids, logits_to_keep: for the LLM. They are named here because `generate` looks at
+                this signature: it counts positions from a left-padded prompt's true start, and asks for the logits of
+                the last position only, if forward names them.
+            kwargs: passed on to the LLM (cache, …); `num_items_in_batch` divides the loss (gradient accumulation).
 
         Returns:
             the LLM's output. With labels, `logits` holds only the positions that predict one, (num_labels, V):
@@ -175,21 +180,27 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             elif input_features is not None:
                 audio = self.get_audio_features(input_features, input_features_mask)
             if audio is not None:
-                inputs_embeds = self._place_audio(input_ids, inputs_embeds, audio)
+                inputs_embeds = self.place_audio(input_ids, inputs_embeds, audio)
 
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
         if labels is None:
-            return self.language_model(inputs_embeds=inputs_embeds, **kwargs)
+            return self.language_model(logits_to_keep=logits_to_keep, **kwargs)
         next_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
         predicts = next_labels != -100
-        outputs = self.language_model(inputs_embeds=inputs_embeds, **{**kwargs, "logits_to_keep": predicts})
+        outputs = self.language_model(logits_to_keep=predicts, **kwargs)
         targets = next_labels[predicts]
         reduction = "mean" if num_items_in_batch is None else "sum"
         loss = nn.functional.cross_entropy(outputs.logits.float(), targets, reduction=reduction)
         outputs.loss = loss if num_items_in_batch is None else loss / num_items_in_batch
         return outputs
 
-    def _place_audio(self, input_ids: Tensor, inputs_embeds: Tensor, audio: Tensor) -> Tensor:
+    def place_audio(self, input_ids: Tensor, inputs_embeds: Tensor, audio: Tensor) -> Tensor:
+        """Put audio embeddings (ΣA, D_llm) in place of the audio tokens' embeddings in (B, L, D_llm).
+
+        Raises:
+            ValueError: if the prompts (B, L) hold another number of audio tokens than there are audio embeddings.
+        """
         placeholders = input_ids == self.config.audio_token_id
         num_placeholders = int(placeholders.sum())
         if num_placeholders != audio.shape[0]:
