@@ -177,8 +177,10 @@ def _open_stream(source: str | Path | bytes, name: str) -> BinaryIO:
         raise UnusableAudioError(f"{name}: no such file", "missing") from None
     except IsADirectoryError:
         raise UnusableAudioError(f"{name}: is a folder; name an audio file in it", "unreadable") from None
-    except OSError as error:
-        raise UnusableAudioError(f"{name}: cannot be opened: {error.strerror}", "unreadable") from error
+    except (OSError, ValueError) as error:
+        # ValueError: a path that no file can have, with a null or a lone surrogate in it.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UnusableAudioError(f"{name}: cannot be opened: {reason}", "unreadable") from error
 
 
 def _decode(sound: soundfile.SoundFile, name: str) -> np.ndarray:

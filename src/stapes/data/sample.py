@@ -306,7 +306,7 @@ def _require_type(where: str, key: str, value: Any, wanted: type | tuple[type, .
 def _unknown_task(task: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(task, known, n=1)
     guess = f"did you mean `{close[0]}`? " if close else ""
-    return f"`{task}` is not a task; {guess}Known: {_list(known)}"
+    return f"`{task}` is not a task; {guess}known tasks are {_list(known)}"
 
 
 @cache
