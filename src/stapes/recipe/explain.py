@@ -3,39 +3,84 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from .sections import Recipe, Section
 
+Stated = Sequence[tuple[str, Mapping[Any, Any]]]
+"""Who states what: the name of a file, or `--set`, and its raw values; the strongest word first."""
 
-def explain(path: Path, problem: Mapping[str, Any]) -> str:
-    """Say what is wrong with a key of the recipe at `path`; `problem` is one entry of `ValidationError.errors()`."""
+
+def explain(problems: Sequence[Mapping[str, Any]], stated: Stated) -> str:
+    """Say what is wrong with a recipe, a line for each of `ValidationError.errors()`."""
+    # Items that are wrong themselves do not count as items; that the list is then too short tells nobody anything.
+    places = [problem["loc"] for problem in problems]
+    return "\n".join(
+        _line(problem, stated)
+        for problem in problems
+        if problem["type"] != "too_short" or not any(_is_inside(place, problem["loc"]) for place in places)
+    )
+
+
+def _line(problem: Mapping[str, Any], stated: Stated) -> str:
     location: list[Any] = list(problem["loc"])
     # A tagged union adds its tag to the location; nobody wrote that in the file.
-    shown = ".".join(str(part) for part, _ in _walk(location))
+    keys = [part for part, _ in _walk(location)]
+    where = f"{_who_says(keys, stated)}: {'.'.join(map(str, keys))}"
+    context = problem.get("ctx", {})
     match problem["type"]:
         case "extra_forbidden":
             known = list(_walk(location[:-1])[-1][1]) if len(location) > 1 else list(Recipe.model_fields)
             near = difflib.get_close_matches(str(location[-1]), known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
-            return f"{path}: {shown} is not a recipe key; {hint}"
+            return f"{where} is not a recipe key; {hint}"
         case "missing":
-            return f"{path}: {shown} is missing"
-        case "union_tag_invalid" | "union_tag_not_found":
-            kinds = problem["ctx"].get("expected_tags") or "'kind' is needed"
-            near = difflib.get_close_matches(str(problem["ctx"].get("tag")), re.findall(r"'(\w+)'", kinds), n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {kinds}"
-            return f"{path}: {shown}.kind: {problem['ctx'].get('tag', 'nothing')} is no kind of this section; {hint}"
+            return f"{where} is missing"
+        case "union_tag_not_found":
+            return f"{where}.kind is missing; known: {', '.join(_known_kinds(location))}"
+        case "union_tag_invalid":
+            kinds = _known_kinds(location)
+            near = difflib.get_close_matches(str(context["tag"]), kinds, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(kinds)}"
+            return f"{where}.kind: {context['tag']} is no kind of this section; {hint}"
+        case "too_short":
+            return f"{where}: wants at least {context['min_length']}, not {context['actual_length']}"
+        case "too_long":
+            return f"{where}: wants at most {context['max_length']}, not {context['actual_length']}"
         case _:
-            message = problem["msg"].removeprefix("Value error, ")
-            value = "" if isinstance(problem["input"], dict | Section) else f", not {problem['input']!r}"
-            return f"{path}: {shown + ': ' if shown else ''}{message}{value}"
+            message = _PLAIN.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+            value = "" if isinstance(problem["input"], Mapping | Section) else f", not {problem['input']!r}"
+            # What is wrong with the recipe as a whole names its keys in the message.
+            return f"{where}: {message}{value}" if keys else f"{where}{message}{value}"
 
 
-def _walk(location: list[Any]) -> list[tuple[Any, list[str]]]:
+_PLAIN = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "wants a mapping (`key: value`)"),
+    "tuple_type": "wants a list",
+    "path_type": "wants a path",
+}
+"""pydantic's words for what a Python programmer knows, in the words of YAML."""
+
+
+def _is_inside(place: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(place) > len(outer) and place[: len(outer)] == outer
+
+
+def _who_says(keys: list[Any], stated: Stated) -> str:
+    """Name the file that states a key; of a key that is nowhere, the recipe itself."""
+    for name, values in stated:
+        here: Any = values
+        try:
+            for key in keys:
+                here = here[key]
+        except (KeyError, IndexError, TypeError):
+            continue
+        return name
+    return next(name for name, _ in stated if name != "--set")
+
+
+def _walk(location: Sequence[Any]) -> list[tuple[Any, list[str]]]:
     """Follow a pydantic error location through the sections: (part, keys known inside it), union tags left out."""
     steps: list[tuple[Any, list[str]]] = []
     annotation: Any = Recipe
@@ -47,9 +92,18 @@ def _walk(location: list[Any]) -> list[tuple[Any, list[str]]]:
             if steps:
                 steps[-1] = (steps[-1][0], list(annotation.model_fields))
             continue
+        if part == "[key]":  # pydantic's mark of a mapping's key; the key itself stands before it
+            continue
         annotation = _inside(annotation, sections, part)
         steps.append((part, [key for section in _sections(annotation) for key in section.model_fields]))
     return steps
+
+
+def _known_kinds(location: Sequence[Any]) -> list[str]:
+    annotation: Any = Recipe
+    for part in location:
+        annotation = _inside(annotation, _sections(annotation), part)
+    return [kind for section in _sections(annotation) for kind in _kinds(section)]
 
 
 def _kinds(section: type[Section]) -> tuple[str, ...]:

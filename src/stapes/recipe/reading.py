@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,41 +33,55 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     path = Path(path)
     values = _read(path)
     base_name = values.pop("extends", None)
+    values = _absolute(values, path.parent, str(path))
+    stated = [(str(path), values)]
     if base_name is not None:
-        base_path = path.parent / str(base_name)
-        base = _read(base_path)
-        if "extends" in base:
-            raise RecipeError(f"{path}: extends {base_name}, which extends {base['extends']}; one level is allowed")
-        values = _merge(_absolute(base, base_path.parent), _absolute(values, path.parent))
-    else:
-        values = _absolute(values, path.parent)
-    for key, value in (overrides or {}).items():
-        _override(values, key, value, path)
+        base_path, base = _read_base(path, base_name)
+        stated.append((str(base_path), base))
+        values = _merge(base, values)
+    if overrides:
+        changes: dict[str, Any] = {}
+        values = copy.deepcopy(values)
+        for key, value in overrides.items():
+            _override(values, key, value)
+            _override(changes, key, value)
+        # Paths of the command line are relative to where it is typed; those of files are absolute by now.
+        values = _absolute(values, Path.cwd(), "--set")
+        stated.insert(0, ("--set", _absolute(changes, Path.cwd(), "--set")))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(explain(path, problem) for problem in error.errors())) from None
+        raise RecipeError(explain(error.errors(), stated)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """Write the whole recipe as YAML, defaults included; `load_recipe` reads it back equal."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 3e-5 is a number, and a key that stands twice is a mistake."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """The same YAML: a text that looks like a number is quoted."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.MarkedYAMLError(problem=f"`{key}` stands twice", problem_mark=node.start_mark)
+    seen = []
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.MarkedYAMLError(problem=f"`{key}` stands twice", problem_mark=key_node.start_mark)
+        seen.append(key)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -78,7 +93,7 @@ def parse_value(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{text!r} is not a YAML value: {error}") from None
+        raise RecipeError(f"{text!r} is not a YAML value: {_problem(error)}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -90,14 +105,34 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: not a recipe file: {error}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise RecipeError(f"{path}:{line}: not YAML: {error.problem}") from None
+        raise RecipeError(f"{path}:{line}: not YAML: {_problem(error)}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {_problem(error)}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping (`name: …`), not {type(values).__name__}")
     return values
 
 
-def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make every path in a raw recipe absolute; it is given relative to the recipe's own folder."""
+def _read_base(path: Path, name: Any) -> tuple[Path, dict[str, Any]]:
+    if not isinstance(name, str):
+        raise RecipeError(f"{path}: extends: wants the name of one recipe file, not {name!r}")
+    base_path = path.parent / name
+    try:
+        base = _read(base_path)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: extends: {error}") from None
+    if "extends" in base:
+        raise RecipeError(f"{path}: extends {name}, which extends {base['extends']}; one level is allowed")
+    return base_path, _absolute(base, base_path.parent, str(base_path))
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """Tell what is wrong in one line, without the excerpt PyYAML adds."""
+    return (error.problem if isinstance(error, yaml.MarkedYAMLError) else None) or str(error).partition("\n")[0]
+
+
+def _absolute(values: dict[str, Any], folder: Path, origin: str) -> dict[str, Any]:
+    """Make every path in a raw recipe absolute: it is relative to `folder`, that of the file `origin`."""
 
     def resolve(name: Any) -> Any:
         return str((folder / name).resolve()) if isinstance(name, str) else name
@@ -111,18 +146,25 @@ def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             for key, value in model.items()
         }
     if isinstance(stages := values.get("train"), dict):
-        values["train"] = {name: _absolute_stage(stage, resolve) for name, stage in stages.items()}
+        values["train"] = {
+            name: _absolute_stage(stage, resolve, f"{origin}: train.{name}") for name, stage in stages.items()
+        }
     if isinstance(evaluate := values.get("evaluate"), dict) and isinstance(evaluate.get("data"), list):
         values["evaluate"] = {**evaluate, "data": [resolve(name) for name in evaluate["data"]]}
     return values
 
 
-def _absolute_stage(stage: Any, resolve: Callable[[Any], Any]) -> Any:
+def _absolute_stage(stage: Any, resolve: Callable[[Any], Any], where: str) -> Any:
     if not isinstance(stage, dict):
         return stage
     stage = dict(stage)
     if isinstance(stage.get("data"), dict):
-        stage["data"] = {resolve(name): weight for name, weight in stage["data"].items()}
+        data: dict[Any, Any] = {}
+        for name, weight in stage["data"].items():
+            if resolve(name) in data:
+                raise RecipeError(f"{where}.data: {name} stands twice, spelt differently; add the shares up")
+            data[resolve(name)] = weight
+        stage["data"] = data
     if isinstance(stage.get("valid"), list):
         stage["valid"] = [resolve(name) for name in stage["valid"]]
     if isinstance(augment := stage.get("augment"), dict):
@@ -140,19 +182,25 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         return change
     merged = dict(base)
     for key, value in change.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
-        else:
-            merged[key] = value
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            value = _merge(merged[key], value)
+        _put(merged, key, value)
     return merged
 
 
-def _override(values: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key, or remove it if `value` is None."""
+    # `bench: null` has to stay: a recipe without the key is measured.
+    if value is None and key != "bench":
+        values.pop(key, None)
+    else:
+        values[key] = value
+
+
+def _override(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"{path}: --set {dotted}: `{parent}` is not a mapping")
-    values[last] = value
+            raise RecipeError(f"--set {dotted}: `{parent}` is not a mapping")
+    _put(values, last, value)

@@ -6,23 +6,32 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Part = Literal["speech_encoder", "connector", "language_model", "lora"]
-Span = tuple[float, float]
+
+
+def _ordered(span: tuple[float, float]) -> tuple[float, float]:
+    if span[0] > span[1]:
+        raise ValueError("wants [lowest, highest]")
+    return span
+
+
+Span = Annotated[tuple[float, float], AfterValidator(_ordered)]
+PositiveSpan = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ordered)]
 
 
 class Section(BaseModel):
     """A part of a recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class WindowedQFormer(Section):
     """SALMONN's connector: queries attend to one window of encoder frames at a time."""
 
     kind: Literal["windowed_qformer"]
-    window_s: float = Field(0.34, gt=0, le=30)
+    window_s: float = Field(0.34, ge=0.02, le=30)  # encoder frames are 20 ms apart
     queries_per_window: int = Field(1, ge=1)
     tail: Literal["pad", "drop"] = "pad"
     hidden_size: int = Field(768, ge=1)
@@ -30,6 +39,12 @@ class WindowedQFormer(Section):
     num_heads: int = Field(12, ge=1)
     intermediate_size: int = Field(3072, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> WindowedQFormer:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide by num_heads {self.num_heads}")
+        return self
 
 
 class StackedMLP(Section):
@@ -81,14 +96,14 @@ class Speed(Section):
     """Speed perturbation by resampling; 1.1 is 10 % faster and shorter."""
 
     p: float = Field(ge=0, le=1)
-    factor: Span
+    factor: PositiveSpan
 
 
 class Reverb(Section):
     """Convolution with a decaying impulse response, synthetic or from a folder."""
 
     p: float = Field(ge=0, le=1)
-    rt60_s: Span
+    rt60_s: PositiveSpan
     folder: Path | None = None
 
 
@@ -105,6 +120,12 @@ class BandPass(Section):
     p: float = Field(ge=0, le=1)
     low_hz: float = Field(300, gt=0)
     high_hz: float = Field(3400, gt=0)
+
+    @model_validator(mode="after")
+    def _band_is_open(self) -> BandPass:
+        if self.low_hz >= self.high_hz:
+            raise ValueError(f"low_hz {self.low_hz:g} is not below high_hz {self.high_hz:g}")
+        return self
 
 
 class SpecAugment(Section):
@@ -145,13 +166,22 @@ class DynamicClip(Section):
     window: int = Field(1000, ge=1)
 
 
+def _module_names(value: Any) -> Any:
+    # Checked before the union of both forms, which would complain twice.
+    if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
+        return value
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError("wants a list of module names, or one text: `all-linear`, or a regular expression")
+
+
 class LoRA(Section):
     """Keys of peft's LoraConfig."""
 
     r: int = Field(8, ge=1)
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.1, ge=0, lt=1)
-    target_modules: tuple[str, ...] | str = ("q_proj", "v_proj")
+    target_modules: Annotated[tuple[str, ...] | str, BeforeValidator(_module_names)] = ("q_proj", "v_proj")
 
 
 class Stage(Section):
