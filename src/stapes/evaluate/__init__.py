@@ -1,1 +1,1 @@
-"""TODO"""
+"""What a model says, and how good it is: predictions, metrics, intervals, paired tests."""

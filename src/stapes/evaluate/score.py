@@ -1,0 +1,158 @@
+"""From predictions to scores, and from two sets of predictions to a paired comparison. Strings in, numbers out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from ..data.sample import TASKS, Task
+from ..errors import StapesError
+from .bootstrap import interval, paired_difference
+from .metrics import PerSample
+from .tasks import measure
+
+
+class Prediction(TypedDict):
+    """A line of `predictions.jsonl`.
+
+    Attributes:
+        id, task, target: those of the sample.
+        audio: its file.
+        prompt: the instruction that the model was given.
+        text: what the model said.
+        num_tokens: tokens generated, the end symbol included.
+        truncated: whether `max_new_tokens` ended it rather than the model.
+    """
+
+    id: str
+    task: Task
+    audio: str
+    prompt: str
+    target: str
+    text: str
+    num_tokens: int
+    truncated: bool
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a `predictions.jsonl`.
+
+    Raises:
+        StapesError: if it is missing or a line is not a prediction; the message names file and line.
+    """
+    try:
+        # Not splitlines(): texts may hold U+2028 and the like, which end no line of JSON Lines.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        raise StapesError(f"{path}: no such file; `stapes eval` writes it") from None
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def score_predictions(predictions: Sequence[Prediction], *, seed: int) -> dict[str, Any]:
+    """Score predictions task by task.
+
+    Returns:
+        The `tasks` part of `scores.json`: for each task n and its metrics with value, 95 % interval, unit and which
+        way is better. Empty if there are no predictions.
+
+    Raises:
+        StapesError: if a metric has nothing to count against.
+    """
+    return {
+        task: {"n": len(chosen), "metrics": _describe(_measure(task, chosen), seed)}
+        for task, chosen in _by_task(predictions).items()
+    }
+
+
+def compare(
+    predictions: Sequence[Prediction], others: Sequence[Prediction], *, against: str, seed: int
+) -> dict[str, Any]:
+    """Compare a variant with another on the same samples.
+
+    Args:
+        predictions: of the variant.
+        others: of the one that it is compared with, in any order.
+        against: the other's name.
+        seed: of the resampling.
+
+    Returns:
+        The `paired` part of `scores.json`: for each metric the difference (variant minus other), its 95 % interval and
+        a two-sided p-value; see `paired_difference`.
+
+    Raises:
+        StapesError: if the two are not about the same samples.
+    """
+    theirs = _by_task(_align(predictions, others, against))
+    metrics = {}
+    for task, chosen in _by_task(predictions).items():
+        other = _measure(task, theirs[task])
+        for name, metric in _measure(task, chosen).items():
+            difference = paired_difference(metric, other[name], seed=seed)
+            metrics[f"{task}.{name}"] = {
+                "difference": difference.value,
+                "low": difference.low,
+                "high": difference.high,
+                "p_value": difference.p_value,
+                "n": len(chosen),
+            }
+    return {"against": against, "metrics": metrics}
+
+
+def _parse(line: str, where: str) -> Prediction:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise StapesError(f"{where}: not JSON: {error.msg}") from error
+    missing = sorted(Prediction.__required_keys__ - entry.keys()) if isinstance(entry, dict) else ["everything"]
+    if missing:
+        raise StapesError(f"{where}: is no prediction: lacks {', '.join(missing)}; `stapes eval` writes such files")
+    if entry["task"] not in TASKS:
+        raise StapesError(f"{where}: task is `{entry['task']}`; known are {', '.join(TASKS)}")
+    return cast(Prediction, entry)
+
+
+def _by_task(predictions: Sequence[Prediction]) -> dict[Task, list[Prediction]]:
+    chosen: dict[Task, list[Prediction]] = {}
+    for task in TASKS:
+        some = [prediction for prediction in predictions if prediction["task"] == task]
+        if some:
+            chosen[task] = some
+    return chosen
+
+
+def _measure(task: Task, predictions: Sequence[Prediction]) -> dict[Any, PerSample]:
+    return measure(task, [p["target"] for p in predictions], [p["text"] for p in predictions])
+
+
+def _describe(metrics: dict[Any, PerSample], seed: int) -> dict[str, Any]:
+    described = {}
+    for name, metric in metrics.items():
+        value = metric.value
+        low, high = interval(metric, seed=seed)
+        described[name] = {"value": value, "low": low, "high": high, "unit": metric.unit, "better": metric.better}
+    if "cider_d" in described:
+        # A manifest holds one target a sample; figures with five references are higher and do not compare.
+        described["cider_d"]["references"] = 1
+    return described
+
+
+def _align(predictions: Sequence[Prediction], others: Sequence[Prediction], against: str) -> list[Prediction]:
+    """Bring the others into the order of the predictions."""
+    by_id = {other["id"]: other for other in others}
+    ids = {prediction["id"] for prediction in predictions}
+    for missing, where in ((ids - by_id.keys(), against), (by_id.keys() - ids, "this variant")):
+        if missing:
+            raise StapesError(
+                f"{len(missing)} samples have no prediction of {where}, e.g. `{min(missing)}`; only variants "
+                "evaluated on the same manifests with the same `limit` can be compared"
+            )
+    aligned = [by_id[prediction["id"]] for prediction in predictions]
+    for prediction, other in zip(predictions, aligned, strict=True):
+        if (prediction["task"], prediction["target"]) != (other["task"], other["target"]):
+            raise StapesError(
+                f"sample `{prediction['id']}` has target `{prediction['target']}` here but `{other['target']}` with "
+                f"{against}; the manifest has changed: evaluate both again"
+            )
+    return aligned
