@@ -70,15 +70,19 @@ def _versions() -> dict[str, str]:
 @cache
 def git_sha() -> str | None:
     """Return the commit of the source checkout, `+` at its end where files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(here.parent), *arguments]
         try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], check=False, capture_output=True, text=True, timeout=10)
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    # An installed copy may lie in the .venv of somebody else's checkout, whose commit says nothing about stapes.
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None
     sha = git("rev-parse", "--short=12", "HEAD")
     if sha is None:
         return None
