@@ -1,0 +1,5 @@
+"""Weights by name: `resolve` finds or fetches them, `describe` says which they are."""
+
+from .resolve import cache_folder, describe, resolve
+
+__all__ = ["cache_folder", "describe", "resolve"]

