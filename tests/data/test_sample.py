@@ -183,13 +183,13 @@ def test_json_lines_under_the_name_json_are_read(tmp_path):
 def test_what_is_written_is_what_is_read_from_another_folder(tmp_path):
     samples = [
         Sample("1", tmp_path / "audio/ä b.wav", 1.5, "qa", "Why?", "ja", "src", (tmp_path / "audio/c.wav",)),
-        Sample("2", Path("/nowhere/b.wav"), None, "asr", None, ""),
+        Sample("2", Path("/nowhere/b.wav"), None, "asr", None, "", others={"speaker": 3}),
     ]
     path = tmp_path / "new/folder/m.jsonl"
     write_manifest(samples, path)
     first, second = [json.loads(line) for line in path.read_text().splitlines()]
     assert first["audio"] == "../../audio/ä b.wav"
-    assert second == {"id": "2", "audio": "/nowhere/b.wav", "task": "asr", "target": ""}
+    assert second == {"id": "2", "audio": "/nowhere/b.wav", "task": "asr", "target": "", "speaker": 3}
     read = load_manifest(path)
     assert read[0].audio.resolve() == samples[0].audio
     assert [s.id for s in read] == ["1", "2"]

@@ -6,7 +6,7 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -66,6 +66,7 @@ class Sample:
         source: where it comes from: a corpus, a speaker, a collection.
         extra_audio: further clips, to be heard after `audio` with 0.1 s of silence between them.
         where: `manifest.jsonl:12`, for messages.
+        others: what else the manifest line holds; not used, but written back by `write_manifest`.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Sample:
     source: str | None = None
     extra_audio: tuple[Path, ...] = ()
     where: str = field(default="", compare=False)
+    others: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 def load_manifest(path: str | Path) -> list[Sample]:
@@ -204,9 +206,9 @@ def _parse_line(path: Path, where: str, line: bytes) -> Sample:
     except ValueError as error:
         raise ManifestError(f"{where}: not JSON: {error}") from None
     entry = _require_object(where, entry, _REQUIRED)
-    unknown = sorted(entry.keys() - _KEYS.keys())
-    if unknown:
-        _warn_unknown(str(path), tuple(unknown))
+    others = {key: value for key, value in entry.items() if key not in _KEYS}
+    if others:
+        _warn_unknown(str(path), tuple(sorted(others)))
     for key, value in entry.items():
         if key in _KEYS and value is not None:
             _require_type(where, key, value, _KEYS[key])
@@ -232,6 +234,7 @@ def _parse_line(path: Path, where: str, line: bytes) -> Sample:
         source=entry.get("source"),
         extra_audio=tuple(path.parent / extra for extra in extra_audio),
         where=where,
+        others=others,
     )
 
 
@@ -276,9 +279,9 @@ def _to_line(sample: Sample, folder: Path) -> dict[str, Any]:
         "prompt": sample.prompt,
         "target": sample.target,
         "source": sample.source,
-        "extra_audio": [_relative(extra, folder) for extra in sample.extra_audio],
+        "extra_audio": [_relative(extra, folder) for extra in sample.extra_audio] or None,
     }
-    return {key: value for key, value in line.items() if value is not None and value != []}
+    return {key: value for key, value in line.items() if value is not None} | dict(sample.others)
 
 
 def _relative(audio: Path, folder: Path) -> str:
