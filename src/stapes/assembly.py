@@ -6,15 +6,16 @@ A *complete* folder is what `save_pretrained` writes: `from_pretrained` reads it
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, WhisperConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, WhisperConfig
 
 from . import weights
 from .errors import ModelFolderError
@@ -63,29 +64,29 @@ def build(
         ValueError: if the tokenizer has no token to spare.
     """
     encoder, feature_extractor = _load_speech_encoder(speech_encoder, pad_audio_to_s, dtype)
-    llm_folder = weights.resolve(llm)
-    tokenizer = AutoTokenizer.from_pretrained(llm_folder)
-    language_model = AutoModelForCausalLM.from_pretrained(llm_folder, dtype=dtype)
-
+    tokenizer = AutoTokenizer.from_pretrained(weights.resolve(llm))
+    language_model = _load_language_model(llm, dtype)
     spare = find_reserved_tokens(tokenizer, count=2 if audio_token is None else 1)
     audio_token = audio_token or spare.pop(0)
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.pad_token = spare[0]
     config = StapesConfig(
-        speech_config=encoder.config,
-        text_config=language_model.config,
+        # Copies: a composite configuration clears the attention implementation of those it is given, and parts
+        # without one fall back to attention that ignores masks.
+        speech_config=copy.deepcopy(encoder.config),
+        text_config=copy.deepcopy(language_model.config),
         connector_config=connector,
         audio_token_id=tokenizer.convert_tokens_to_ids(audio_token),
         sources={"speech_encoder": speech_encoder, "llm": llm},
-        tie_word_embeddings=False,
     )
     torch.manual_seed(seed)
-    model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model).to(dtype)
+    model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
     if isinstance(model.connector, StackedMLP):
         # Tokens enter the LLM at the size of its own embeddings (root mean square over the table).
-        scale = model.get_input_embeddings().weight.float().pow(2).mean().sqrt()
-        nn.init.constant_(model.connector.norm_out.weight, float(scale))
-    model.generation_config = _generation_config(language_model, tokenizer)
+        embeddings = cast(nn.Embedding, model.get_input_embeddings())
+        nn.init.constant_(model.connector.norm_out.weight, float(embeddings.weight.float().pow(2).mean().sqrt()))
+    model.connector.to(dtype)
+    model.generation_config = _generation_config(language_model, tokenizer, config.audio_token_id)
     processor = StapesProcessor(
         feature_extractor,
         tokenizer,
@@ -122,7 +123,8 @@ def load_model(
         raise ModelFolderError(
             f"{folder}: holds neither {_COMPLETE_FILES[0]} nor {TRAINED_FILE}; the copy or download is incomplete"
         )
-    return model.to(device).eval(), processor
+    nn.Module.to(model, device)
+    return model.eval(), processor
 
 
 def save_model(
@@ -193,13 +195,21 @@ def _load_speech_encoder(
     return encoder, StapesFeatureExtractor.from_pretrained(folder, pad_to_s=pad_audio_to_s)
 
 
-def _generation_config(language_model: nn.Module, tokenizer: Any) -> GenerationConfig:
+def _load_language_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(weights.resolve(name), dtype=dtype)
+
+
+def _generation_config(language_model: PreTrainedModel, tokenizer: Any, audio_token_id: int) -> GenerationConfig:
     """Greedy unless asked otherwise: an LLM's own sampling defaults do not suit transcription."""
-    eos = language_model.generation_config.eos_token_id
+    own = cast(GenerationConfig, language_model.generation_config)
     # A chat LLM ends its turn with the tokenizer's end symbol, which its generation settings do not always list.
-    ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+    eos = {tokenizer.eos_token_id, *(own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id])}
     return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(ids), pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(eos - {None}),
+        pad_token_id=tokenizer.pad_token_id,
+        # It stands for audio in a prompt; in an answer it would be taken for a place that wants audio.
+        suppress_tokens=[audio_token_id],
     )
 
 
@@ -218,11 +228,12 @@ def _prompt_template(prompt: str, tokenizer: Any) -> str:
 
 def _load_complete(folder: Path, dtype: torch.dtype) -> StapesForConditionalGeneration:
     try:
-        model, info = StapesForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        loaded: Any = StapesForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (SafetensorError, OSError) as error:
         raise ModelFolderError(
             f"{folder}: weights cannot be read: {error}; copy or download the folder again"
         ) from error
+    model, info = loaded
     _refuse(
         folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), sorted(map(str, info["mismatched_keys"]))
     )
@@ -236,8 +247,9 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
             f"{folder}: config.json names no `sources` for the weights that {TRAINED_FILE} leaves out"
         )
     encoder, _ = _load_speech_encoder(config.sources["speech_encoder"], None, dtype)
-    language_model = AutoModelForCausalLM.from_pretrained(weights.resolve(config.sources["llm"]), dtype=dtype)
-    model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model).to(dtype)
+    language_model = _load_language_model(config.sources["llm"], dtype)
+    model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
+    nn.Module.to(model, dtype)
     model.generation_config = GenerationConfig.from_pretrained(folder)
     try:
         tensors = load_file(folder / TRAINED_FILE)
