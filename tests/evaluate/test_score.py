@@ -70,7 +70,7 @@ def test_compare_refuses_other_samples() -> None:
     with pytest.raises(StapesError, match=r"1 samples have no prediction of this variant, e.g. `q2`"):
         compare(PREDICTIONS[:3], PREDICTIONS, against="tune", seed=0)
     changed = [prediction("q1", "qa", "maybe", "Yes."), *PREDICTIONS[1:]]
-    with pytest.raises(StapesError, match="sample `q1` has target `yes` here but `maybe` with tune"):
+    with pytest.raises(StapesError, match=r"sample `q1` has target `yes` \(qa\) here but `maybe` \(qa\) with tune"):
         compare(PREDICTIONS, changed, against="tune", seed=0)
 
 

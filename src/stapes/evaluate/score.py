@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -84,7 +84,13 @@ def compare(
     Raises:
         StapesError: if the two are not about the same samples.
     """
-    theirs = _by_task(_align(predictions, others, against))
+    by_id = {other["id"]: other for other in others}
+    check_same_samples(
+        {prediction["id"]: (prediction["task"], prediction["target"]) for prediction in predictions},
+        {id_: (other["task"], other["target"]) for id_, other in by_id.items()},
+        against,
+    )
+    theirs = _by_task([by_id[prediction["id"]] for prediction in predictions])
     metrics = {}
     for task, chosen in _by_task(predictions).items():
         other = _measure(task, theirs[task])
@@ -98,6 +104,32 @@ def compare(
                 "n": len(chosen),
             }
     return {"against": against, "metrics": metrics}
+
+
+def check_same_samples(
+    ours: Mapping[str, tuple[Task, str]], theirs: Mapping[str, tuple[Task, str]], against: str
+) -> None:
+    """Make sure that two variants were asked the same.
+
+    Args:
+        ours, theirs: task and target by id.
+        against: the other variant's name, for messages.
+
+    Raises:
+        StapesError: if ids, tasks or targets differ.
+    """
+    for missing, who in ((ours.keys() - theirs.keys(), against), (theirs.keys() - ours.keys(), "this variant")):
+        if missing:
+            raise StapesError(
+                f"{len(missing)} samples have no prediction of {who}, e.g. `{min(missing)}`; only variants "
+                "evaluated on the same manifests with the same `limit` can be compared"
+            )
+    for id_, (task, target) in ours.items():
+        if theirs[id_] != (task, target):
+            raise StapesError(
+                f"sample `{id_}` has target `{target}` ({task}) here but `{theirs[id_][1]}` ({theirs[id_][0]}) with "
+                f"{against}; the manifest has changed: evaluate both again"
+            )
 
 
 def _parse(line: str, where: str) -> Prediction:
@@ -136,23 +168,3 @@ def _describe(metrics: dict[Any, PerSample], seed: int) -> dict[str, Any]:
         # A manifest holds one target a sample; figures with five references are higher and do not compare.
         described["cider_d"]["references"] = 1
     return described
-
-
-def _align(predictions: Sequence[Prediction], others: Sequence[Prediction], against: str) -> list[Prediction]:
-    """Bring the others into the order of the predictions."""
-    by_id = {other["id"]: other for other in others}
-    ids = {prediction["id"] for prediction in predictions}
-    for missing, where in ((ids - by_id.keys(), against), (by_id.keys() - ids, "this variant")):
-        if missing:
-            raise StapesError(
-                f"{len(missing)} samples have no prediction of {where}, e.g. `{min(missing)}`; only variants "
-                "evaluated on the same manifests with the same `limit` can be compared"
-            )
-    aligned = [by_id[prediction["id"]] for prediction in predictions]
-    for prediction, other in zip(predictions, aligned, strict=True):
-        if (prediction["task"], prediction["target"]) != (other["task"], other["target"]):
-            raise StapesError(
-                f"sample `{prediction['id']}` has target `{prediction['target']}` here but `{other['target']}` with "
-                f"{against}; the manifest has changed: evaluate both again"
-            )
-    return aligned
