@@ -96,15 +96,17 @@ def _cause_of_death(code: int, log: IO[bytes]) -> str:
     last_line = f" ({lines[-1].strip()})" if lines else ""
     if code == -signal.SIGKILL:
         return (
-            f"the measuring process was killed by SIGKILL{last_line}, most likely because memory ran out; "
+            "the measuring process was killed by SIGKILL, most likely because memory ran out; "
             "free memory, or measure a smaller or int8 model"
         )
+    if "memory" in last_line.lower():
+        return f"the measuring process ran out of memory{last_line}; free memory, or measure a smaller or int8 model"
     if code < 0:
         return (
             f"the measuring process was ended by {signal.Signals(-code).name}{last_line}; "
-            "check the memory that is left, and the installed torch"
+            "native code failed: check the memory that is left, and the installed torch"
         )
     return (
         f"the measuring process failed with exit code {code}{last_line}; "
-        "free memory if that is what it lacked; `python -m stapes.bench.runner` by hand shows the whole traceback"
+        "`python -m stapes.bench.runner`, run by hand, shows the whole traceback"
     )

@@ -57,7 +57,7 @@ def bench(
     if as_json:
         print_json(results)
     else:
-        _print_table([str(model) for model in models], results)
+        _print_table(results, models)
 
 
 def _settings(protocol: Literal["stapes", "nota"], given: dict[str, Any], others: dict[str, Any]) -> BenchSettings:
@@ -111,14 +111,17 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
         yield on_progress
 
 
-def _print_table(names: list[str], results: list[dict[str, Any]]) -> None:
+def _print_table(results: list[dict[str, Any]], models: list[Path]) -> None:
     """Print parts × models to stdout, and below it what the numbers were measured on."""
     from rich.console import Console
     from rich.table import Table
 
     first = results[0]
+    names = [result["variant"] for result in results]
+    if len(set(names)) < len(names):
+        names = [str(model) for model in models]
     table = Table(title=f"{first['audio_s']:g} s of {first['audio']}, batch 1, {first['new_tokens']} tokens")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     for part in first["latency_ms"]:
@@ -129,7 +132,7 @@ def _print_table(names: list[str], results: list[dict[str, Any]]) -> None:
     for key in ("files", "before_load", "load_peak", "run_peak"):
         table.add_row(f"{key}, MiB", *[f"{result['memory_bytes'][key] / 2**20:.0f}" for result in results])
     for part in first["parameters"]:
-        table.add_row(f"{part}, M parameters", *[f"{result['parameters'][part] / 1e6:.2f}" for result in results])
+        table.add_row(f"{part} parameters, M", *[f"{result['parameters'][part] / 1e6:.2f}" for result in results])
     if first["protocol"] == "nota":
         table.add_section()
         table.add_row("nota latency (mean), s", *[f"{result['nota']['latency_s']:.4f}" for result in results])
