@@ -96,6 +96,24 @@ def test_columns_are_chosen_and_questions_kept(tmp_path):
     assert (sample.prompt, sample.target) == ("text 0", "yes")
 
 
+def test_labels_become_their_names(tmp_path):
+    table = rows(encode(), encode()).add_column("label", [1, 0])
+    table = table.cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
+    table.save_to_disk(tmp_path / "corpus")
+    done = import_dataset(Corpus(str(tmp_path / "corpus"), text="label"), tmp_path / "out", task="audiocaption")
+    assert [sample.target for sample in load_manifest(done.manifest)] == ["dog", "cat"]
+
+
+def test_paths_in_a_table_are_read(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.wav").write_bytes(encode("WAV"))
+    lines = [{"wav": name, "text": "hello"} for name in ("a.wav", "gone.wav")]
+    (tmp_path / "corpus/train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = import_dataset(Corpus(str(tmp_path / "corpus"), audio="wav"), tmp_path / "out", skip_bad=True)
+    assert done.num_samples == 1
+    assert done.left_out[0].endswith("gone.wav: cannot be read: No such file or directory")
+
+
 @pytest.mark.parametrize(
     ("columns", "task", "message"),
     [

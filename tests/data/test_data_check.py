@@ -24,7 +24,7 @@ def corpus(tmp_path: Path) -> Path:
         "empty": np.zeros(0),
         "click": noise(0.05),
         "one": noise(1 / 16_000),
-        "silent": np.full(16_000, 0.3),
+        "silent": 0.3 + noise(1.0, 5e-4),
         "clipped": np.clip(noise(1.0, 3.0), -1, 1),
         "long": noise(31.0),
         "cut": noise(1.0),
