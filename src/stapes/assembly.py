@@ -123,7 +123,7 @@ def load_model(
         raise ModelFolderError(
             f"{folder}: holds neither {_COMPLETE_FILES[0]} nor {TRAINED_FILE}; the copy or download is incomplete"
         )
-    nn.Module.to(model, device)
+    cast(nn.Module, model).to(device)
     return model.eval(), processor
 
 
@@ -249,7 +249,7 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
     encoder, _ = _load_speech_encoder(config.sources["speech_encoder"], None, dtype)
     language_model = _load_language_model(config.sources["llm"], dtype)
     model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
-    nn.Module.to(model, dtype)
+    cast(nn.Module, model).to(dtype)
     model.generation_config = GenerationConfig.from_pretrained(folder)
     try:
         tensors = load_file(folder / TRAINED_FILE)

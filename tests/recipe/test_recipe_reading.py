@@ -68,7 +68,9 @@ def base(tmp_path: Path) -> Path:
 def test_a_recipe_is_read_as_it_stands(base: Path, tmp_path: Path) -> None:
     recipe = load_recipe(base)
     assert (recipe.name, recipe.seed) == ("base", 7)
-    assert recipe.model.connector == WindowedQFormer(kind="windowed_qformer", window_s=0.5, num_layers=3)
+    assert recipe.model.connector == WindowedQFormer.model_validate(
+        {"kind": "windowed_qformer", "window_s": 0.5, "num_layers": 3}
+    )
     assert recipe.model.prompt == "chat"
     assert list(recipe.train) == ["align", "tune"]
     align, tune = recipe.train.values()
@@ -86,7 +88,7 @@ def test_a_recipe_is_read_as_it_stands(base: Path, tmp_path: Path) -> None:
     assert recipe.compress == (MergeLora(kind="merge_lora"), Quantize(kind="quantize", bits=8, skip=("connector",)))
     assert recipe.evaluate is not None
     assert (recipe.evaluate.data, recipe.evaluate.limit) == ((tmp_path / "t.jsonl",), 5)
-    assert recipe.bench == Bench()
+    assert recipe.bench == Bench.model_validate({})
     assert recipe.report.samples == 8
 
 
@@ -158,7 +160,9 @@ def test_another_kind_replaces_the_whole_mapping(base: Path, tmp_path: Path) -> 
     assert recipe.model.connector == StackedMLP(kind="stacked_mlp", stack=4, hidden_size=2048)
     assert recipe.train["tune"].clip == FixedClip(kind="fixed", max_norm=1.0)
     same = load(tmp_path, "extends: base.yaml\nname: c\nmodel: {connector: {kind: windowed_qformer, num_heads: 4}}\n")
-    assert same.model.connector == WindowedQFormer(kind="windowed_qformer", window_s=0.5, num_layers=3, num_heads=4)
+    assert same.model.connector == WindowedQFormer.model_validate(
+        {"kind": "windowed_qformer", "window_s": 0.5, "num_layers": 3, "num_heads": 4}
+    )
 
 
 def test_lists_replace(base: Path, tmp_path: Path) -> None:

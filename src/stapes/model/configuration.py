@@ -1,6 +1,6 @@
 """What an audio language model consists of, and the one formula for its number of audio tokens."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: it would turn types into texts, which `strict` does not check.
 
 from typing import Any, ClassVar, Literal
 
@@ -65,6 +65,22 @@ class ConnectorConfig(PreTrainedConfig):
     intermediate_size: int = 3072
     dropout: float | int = 0.1
 
+    def validate_shape(self) -> None:
+        """Refuse what no connector can be; `strict` calls this after construction.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        for name in ("frames_per_window", "queries_per_window", "hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 1")
+        if self.kind == "stacked_mlp" and self.queries_per_window != 1:
+            raise ValueError(f"queries_per_window is {self.queries_per_window}; a stacked_mlp makes 1 token per window")
+        if self.kind == "stacked_mlp" and self.hidden_size % 2:
+            raise ValueError(f"hidden_size is {self.hidden_size}; the gate of a stacked_mlp needs an even one")
+        if self.kind == "windowed_qformer" and self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide by {self.num_attention_heads} heads")
+
 
 @strict
 class StapesConfig(PreTrainedConfig):
@@ -98,6 +114,7 @@ class StapesConfig(PreTrainedConfig):
     sources: dict[str, str] | None = None
     trained_parts: list[str] | None = None
     initializer_range: float = 0.02
+    tie_word_embeddings: bool = False  # whether head and embeddings are one is the LLM's business: see text_config
 
     def num_audio_tokens(self, num_feature_frames: int) -> int:
         """Count the audio tokens of a clip of `num_feature_frames` log-mel frames (100 Hz)."""

@@ -50,7 +50,7 @@ class SpeechEncoder(WhisperEncoder):
         frames_mask = torch.arange(num_frames, device=lengths.device)[None] < frame_lengths[:, None]
 
         frames = input_features.new_zeros((batch_size, num_frames, self.config.d_model), dtype=self.conv1.weight.dtype)
-        for start in range(0, num_features, BLOCK_FEATURE_FRAMES):
+        for start in range(0, int(lengths.max()), BLOCK_FEATURE_FRAMES):
             # Clips that end before this block take no part in it: a long neighbour costs a short clip nothing.
             rows = (lengths > start).nonzero().squeeze(1)
             block_lengths = (lengths[rows] - start).clamp(max=BLOCK_FEATURE_FRAMES)

@@ -122,7 +122,7 @@ def train_stage(
     trainer.remove_callback(PrinterCallback)
     trainer.sampler, trainer.valid_draws = sampler, valid_draws
     if isinstance(stage.clip, DynamicClip):
-        trainer.add_callback(DynamicClipping(trainer.accelerator, stage.clip.percentile, stage.clip.window))
+        trainer.add_callback(DynamicClipping(stage.clip.percentile, stage.clip.window))
     # Last, so that it sees what the others add to the logs.
     trainer.add_callback(LossLog(folder / "losses.jsonl", name))
     checkpoint = last_checkpoint(folder / "checkpoints")
