@@ -50,7 +50,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model_and_processor(
-    kind: Literal["windowed_qformer", "stacked_mlp"] = "windowed_qformer",
+    kind: Literal["windowed_qformer", "stacked_mlp", "ctc_compressor"] = "windowed_qformer",
     *,
     seed: int = 0,
     pad_audio_to_s: float | None = None,
@@ -74,7 +74,16 @@ def make_model_and_processor(
             intermediate_size=64,
         )
         if kind == "windowed_qformer"
-        else ConnectorConfig(kind=kind, frames_per_window=8, tail=tail, hidden_size=64)
+        else ConnectorConfig(
+            kind=kind,
+            frames_per_window=8,
+            tail=tail,
+            hidden_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            num_ctc_tokens=28,
+        )
     )
     config = StapesConfig(
         speech_config=WhisperConfig(

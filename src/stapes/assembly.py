@@ -28,7 +28,8 @@ from .model import (
     StapesProcessor,
     find_reserved_tokens,
 )
-from .model.connectors import StackedMLP
+from .model.connectors import CTCCompressor, StackedMLP
+from .model.ctc_vocabulary import CTCVocabulary
 from .model.speech_encoder import SpeechEncoder
 
 TRAINED_FILE = "trained.safetensors"
@@ -61,7 +62,7 @@ def build(
     Raises:
         WeightsError: if weights cannot be found.
         ModelFolderError: if the speech encoder is not a Whisper.
-        ValueError: if the tokenizer has no token to spare.
+        ValueError: if the tokenizer has no token to spare, or no merges for a `ctc_compressor`.
     """
     encoder, feature_extractor = _load_speech_encoder(speech_encoder, pad_audio_to_s, dtype)
     tokenizer = AutoTokenizer.from_pretrained(weights.resolve(llm))
@@ -70,6 +71,10 @@ def build(
     audio_token = audio_token or spare.pop(0)
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.pad_token = spare[0]
+    vocabulary = None
+    if connector.kind == "ctc_compressor":
+        vocabulary = CTCVocabulary(tokenizer, connector.ctc_merges)
+        connector.num_ctc_tokens = len(vocabulary)
     config = StapesConfig(
         # Copies: a composite configuration clears the attention implementation of those it is given, and parts
         # without one fall back to attention that ignores masks.
@@ -81,10 +86,7 @@ def build(
     )
     torch.manual_seed(seed)
     model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
-    if isinstance(model.connector, StackedMLP):
-        # Tokens enter the LLM at the size of its own embeddings (root mean square over the table).
-        embeddings = cast(nn.Embedding, model.get_input_embeddings())
-        nn.init.constant_(model.connector.norm_out.weight, float(embeddings.weight.float().pow(2).mean().sqrt()))
+    _begin_connector(model, vocabulary)
     model.connector.to(dtype)
     model.generation_config = _generation_config(language_model, tokenizer, config.audio_token_id)
     processor = StapesProcessor(
@@ -197,6 +199,21 @@ def _load_speech_encoder(
 
 def _load_language_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(weights.resolve(name), dtype=dtype)
+
+
+@torch.no_grad()
+def _begin_connector(model: StapesForConditionalGeneration, vocabulary: CTCVocabulary | None) -> None:
+    """Let audio tokens enter the LLM at the size of its own embeddings (root mean square over the table)."""
+    embeddings = cast(nn.Embedding, model.get_input_embeddings()).weight.float()
+    size = float(embeddings.pow(2).mean().sqrt())
+    match model.connector:
+        case StackedMLP() as connector:
+            nn.init.constant_(connector.norm_out.weight, size)
+        case CTCCompressor() as connector:
+            assert vocabulary is not None
+            connector.token_embeddings.weight.copy_(embeddings[vocabulary.token_ids])
+            nn.init.zeros_(connector.detail.weight)
+            nn.init.constant_(connector.norm_sound.weight, size)
 
 
 def _generation_config(language_model: PreTrainedModel, tokenizer: Any, audio_token_id: int) -> GenerationConfig:

@@ -92,11 +92,12 @@ QFORMER_KEYS = (
         ),
         (
             MODEL + "  connector: {kind: conv}\n" + TRAIN,
-            "R: model.connector.kind: conv is no kind of this section; known: windowed_qformer, stacked_mlp",
+            "R: model.connector.kind: conv is no kind of this section; known: windowed_qformer, stacked_mlp, "
+            "ctc_compressor",
         ),
         (
             MODEL + "  connector: {stack: 8}\n" + TRAIN,
-            "R: model.connector.kind is missing; known: windowed_qformer, stacked_mlp",
+            "R: model.connector.kind is missing; known: windowed_qformer, stacked_mlp, ctc_compressor",
         ),
         (WHOLE + "    clip: {}\n", "R: train.align.clip.kind is missing; known: fixed, dynamic"),
         (

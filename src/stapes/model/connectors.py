@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from .configuration import ConnectorConfig
+from .ctc_compressor import CTCCompressor
 
 
 class WindowedQFormer(nn.Module):
@@ -106,13 +107,15 @@ class StackedMLP(nn.Module):
 
 def build_connector(
     config: ConnectorConfig, encoder_hidden_size: int, llm_hidden_size: int
-) -> WindowedQFormer | StackedMLP:
+) -> WindowedQFormer | StackedMLP | CTCCompressor:
     """Build the connector that `config.kind` names, with random weights."""
     match config.kind:
         case "windowed_qformer":
             return WindowedQFormer(config, encoder_hidden_size, llm_hidden_size)
         case "stacked_mlp":
             return StackedMLP(config, encoder_hidden_size, llm_hidden_size)
+        case "ctc_compressor":
+            return CTCCompressor(config, encoder_hidden_size, llm_hidden_size)
         case _:
             assert_never(config.kind)
 

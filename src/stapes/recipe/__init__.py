@@ -4,6 +4,7 @@ from .reading import dump_recipe, load_recipe, parse_value
 from .sections import (
     Augment,
     Bench,
+    CTCCompressor,
     DynamicClip,
     Evaluate,
     FixedClip,
@@ -20,6 +21,7 @@ from .sections import (
 __all__ = [
     "Augment",
     "Bench",
+    "CTCCompressor",
     "DynamicClip",
     "Evaluate",
     "FixedClip",

@@ -55,7 +55,31 @@ class StackedMLP(Section):
     hidden_size: int = Field(2048, ge=2, multiple_of=2)
 
 
-Connector = Annotated[WindowedQFormer | StackedMLP, Field(discriminator="kind")]
+class CTCCompressor(Section):
+    """A Transformer taught by CTC; its audio tokens are the pieces of words it hears, and sound in the slots left."""
+
+    kind: Literal["ctc_compressor"]
+    slot_s: float = Field(0.16, ge=0.04, le=2)  # one audio token for each, whatever it will hold
+    step_s: float = Field(0.08, ge=0.04, le=0.32)  # CTC's; at most one piece a step
+    merges: int = Field(1500, ge=1)  # of the LLM's BPE; few: short pieces, many of them, each of them often heard
+    hidden_size: int = Field(512, ge=1)
+    num_layers: int = Field(3, ge=1)
+    num_heads: int = Field(8, ge=1)
+    intermediate_size: int = Field(2048, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _shape_fits(self) -> CTCCompressor:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide by num_heads {self.num_heads}")
+        if self.step_s > self.slot_s:
+            raise ValueError(f"step_s {self.step_s:g} is longer than slot_s {self.slot_s:g}")
+        if round(self.step_s / 0.02) % 2:
+            raise ValueError(f"step_s is {self.step_s:g}; wanted a multiple of 0.04")
+        return self
+
+
+Connector = Annotated[WindowedQFormer | StackedMLP | CTCCompressor, Field(discriminator="kind")]
 
 
 class Model(Section):

@@ -11,7 +11,7 @@ from typing import Any, assert_never
 
 from ..errors import StapesError
 from ..files import write_json
-from ..recipe import MergeLora, Model, Quantize, Recipe, StackedMLP, WindowedQFormer
+from ..recipe import CTCCompressor, MergeLora, Model, Quantize, Recipe, StackedMLP, WindowedQFormer
 
 ENCODER_FRAMES_PER_S = 50
 """Whisper encoder frames a second."""
@@ -117,6 +117,18 @@ def _build_arguments(model: Model) -> dict[str, Any]:
                 frames_per_window=max(1, round(section.window_s * ENCODER_FRAMES_PER_S)),
                 queries_per_window=section.queries_per_window,
                 tail=section.tail,
+                hidden_size=section.hidden_size,
+                num_hidden_layers=section.num_layers,
+                num_attention_heads=section.num_heads,
+                intermediate_size=section.intermediate_size,
+                dropout=section.dropout,
+            )
+        case CTCCompressor() as section:
+            connector = ConnectorConfig(
+                kind="ctc_compressor",
+                frames_per_window=round(section.slot_s * ENCODER_FRAMES_PER_S),
+                ctc_stride=round(section.step_s * ENCODER_FRAMES_PER_S),
+                ctc_merges=section.merges,
                 hidden_size=section.hidden_size,
                 num_hidden_layers=section.num_layers,
                 num_attention_heads=section.num_heads,
