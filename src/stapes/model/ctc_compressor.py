@@ -114,14 +114,15 @@ class CTCCompressor(nn.Module):
 
         Args:
             frames, frames_mask: as in `forward`.
-            labels: (B, U) token numbers from 1 (0 is the blank), padded with 0. A clip without speech has none.
+            labels: (B, U) piece numbers from 1 (0 is the blank), padded with what is below 1. A clip without speech
+                has none.
         """
         steps = self.read(frames, frames_mask)
-        lengths = (labels > 0).sum(dim=1)
-        loss = _ctc(steps.logits, labels, steps.mask.sum(dim=1), lengths)
+        num_steps, lengths, labels = steps.mask.sum(dim=1), (labels > 0).sum(dim=1), labels.clamp(min=0)
+        loss = _ctc(steps.logits, labels, num_steps, lengths)
         if steps.middle_logits is None:
             return loss
-        return 0.7 * loss + 0.3 * _ctc(steps.middle_logits, labels, steps.mask.sum(dim=1), lengths)
+        return 0.7 * loss + 0.3 * _ctc(steps.middle_logits, labels, num_steps, lengths)
 
 
 class _Layer(nn.Module):

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration import StapesConfig
 from .connectors import WindowedQFormer, build_connector
+from .ctc_compressor import CTCCompressor
 from .speech_encoder import SpeechEncoder
 
 
@@ -130,6 +131,36 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Run the connector: frames (B, T, D) and their mask (B, T) → audio embeddings (ΣA, D_llm) without padding."""
         tokens, tokens_mask = self.connector(frames.to(self._connector_dtype()), frames_mask)
         return tokens[tokens_mask]
+
+    def ctc_loss(
+        self,
+        labels: Tensor,
+        input_features: Tensor | None = None,
+        input_features_mask: Tensor | None = None,
+        encoder_frames: Tensor | None = None,
+        encoder_frames_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Compute how far the connector is from hearing what is said; the LLM takes no part.
+
+        Args:
+            labels: (B, 1 + U) as `collate_ctc` makes them; the first column means nothing.
+            input_features, input_features_mask, encoder_frames, encoder_frames_mask: see `forward`.
+            num_items_in_batch: divides the summed loss; the number of labels if not given.
+
+        Raises:
+            ValueError: if the connector is not a `ctc_compressor`.
+        """
+        if not isinstance(self.connector, CTCCompressor):
+            raise ValueError(f"a {self.config.connector_config.kind} cannot learn by CTC; take a `ctc_compressor`")
+        if encoder_frames is None or encoder_frames_mask is None:
+            assert input_features is not None
+            encoder_frames, encoder_frames_mask = self.encode(input_features, input_features_mask)
+        pieces = labels[:, 1:]
+        loss = self.connector.ctc_loss(encoder_frames.to(self._connector_dtype()), encoder_frames_mask, pieces)
+        if num_items_in_batch is None:
+            return loss
+        return loss * (pieces > 0).sum() / num_items_in_batch
 
     def _connector_dtype(self) -> torch.dtype:
         return next(self.connector.parameters()).dtype
