@@ -209,8 +209,13 @@ class LoRA(Section):
 
 
 class Stage(Section):
-    """One stage of training. Keys that TrainingArguments has carry its names."""
+    """One stage of training. Keys that TrainingArguments has carry its names.
 
+    `objective: answer` is the LLM's own loss on what it is to answer. `ctc` teaches a `ctc_compressor` to hear what is
+    said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said.
+    """
+
+    objective: Literal["answer", "ctc"] = "answer"
     data: dict[Path, float] = Field(min_length=1)  # manifest: share of the samples drawn
     valid: tuple[Path, ...] = ()  # manifests whose loss is measured each `save_steps`
     trainable: tuple[Part, ...] = Field(("connector",), min_length=1)
@@ -229,6 +234,8 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
+        if self.objective == "ctc" and (idle := sorted({"lora", "language_model"} & set(self.trainable))):
+            raise ValueError(f"the LLM has no part in `objective: ctc`; take {' and '.join(idle)} out of `trainable`")
         if self.lora is not None and "lora" not in self.trainable:
             raise ValueError("`lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`")
         for path, weight in self.data.items():
@@ -302,6 +309,11 @@ class Recipe(Section):
         for earlier, (name, stage) in enumerate(self.train.items()):
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {"eval", "bench", "report", "data_check", *kinds}:
                 raise ValueError(f"train: `{name}` cannot name a stage; use lower-case letters, e.g. `align`")
+            if stage.objective == "ctc" and self.model.connector.kind != "ctc_compressor":
+                raise ValueError(
+                    f"train.{name}: `objective: ctc` teaches a connector of kind ctc_compressor, not "
+                    f"{self.model.connector.kind}"
+                )
             given = any(s.lora for s in list(self.train.values())[: earlier + 1])
             if "lora" in stage.trainable and not given:
                 raise ValueError(f"train.{name}: `trainable` lists lora, but no stage up to here has a `lora` section")

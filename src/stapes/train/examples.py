@@ -14,7 +14,7 @@ from ..data.augment import sample_seed
 from ..data.collator import Example
 from ..data.mixture import Draw
 from ..data.prompts import test_instruction, train_instruction
-from ..data.sample import Sample, load_sample_audio
+from ..data.sample import Sample, load_sample_audio, transcript_of
 from ..model import StapesProcessor
 from ..recipe import Augment
 from .features import FeatureCache, feature_path
@@ -58,9 +58,11 @@ class Examples(Dataset[Example]):
         sample = self.corpora[draw.corpus][draw.index]
         wording_seed = sample_seed(self.seed, sample.id, draw.draw)
         instruction = train_instruction(sample, wording_seed) if self.train else test_instruction(sample)
+        transcript = transcript_of(sample)
         if self.cache is None:
-            return Example(instruction, sample.target, input_features=self.features(draw))
-        return Example(instruction, sample.target, encoder_frames=self.cache.load(self.cache_path(draw)))
+            return Example(instruction, sample.target, input_features=self.features(draw), transcript=transcript)
+        frames = self.cache.load(self.cache_path(draw))
+        return Example(instruction, sample.target, encoder_frames=frames, transcript=transcript)
 
     def features(self, draw: Draw) -> Tensor:
         """Compute the (augmented) log-mel features (M, F) of one draw."""

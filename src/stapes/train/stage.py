@@ -6,22 +6,23 @@ import dataclasses
 import difflib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from ..assembly import save_model
-from ..data.collator import collate
+from ..data.collator import Example, collate, collate_ctc
 from ..data.mixture import Draw, MixtureBatchSampler
-from ..data.sample import load_manifest, sample_duration_s
-from ..errors import RecipeError
-from ..model import StapesForConditionalGeneration, StapesProcessor
+from ..data.sample import Sample, load_manifest, sample_duration_s, transcript_of
+from ..errors import ManifestError, RecipeError
+from ..model import CTCVocabulary, StapesForConditionalGeneration, StapesProcessor
 from ..recipe import DynamicClip, FixedClip, Stage
 from .callbacks import CompleteMark, LossLog, ProgressBar, last_checkpoint
 from .clipping import DynamicClipping
@@ -83,6 +84,7 @@ def train_stage(
     state = PartialState()
     corpora = [load_manifest(path) for path in stage.data]
     valid = [load_manifest(path) for path in stage.valid]
+    _refuse_unheard([*corpora, *valid], stage, name)
     _prepare_parts(model, stage, seed, choose_precision(stage.precision, state.device.type))
     model.to(state.device)
 
@@ -110,11 +112,11 @@ def train_stage(
     cache_seconds = time.monotonic() - started
 
     trainer = StageTrainer(
-        model=Trainee(model),
+        model=Trainee(model, stage.objective),
         args=_training_arguments(stage, seed, folder / "checkpoints", state.device.type),
         train_dataset=train_set,
         eval_dataset=valid_set if valid_draws else None,
-        data_collator=partial(collate, processor=processor),
+        data_collator=_collator(model, processor, stage.objective),
         callbacks=[CompleteMark(), ProgressBar(name)],
     )
     # Both print to stdout, which is for results.
@@ -188,6 +190,33 @@ def check_stage(path: str, name: str, stage: Stage) -> None:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise RecipeError(f"{path}: train.{name}.trainer.{key} is not a field of TrainingArguments{hint}")
+
+
+def _collator(
+    model: StapesForConditionalGeneration, processor: StapesProcessor, objective: Literal["answer", "ctc"]
+) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
+    match objective:
+        case "answer":
+            return partial(collate, processor=processor)
+        case "ctc":
+            return partial(
+                collate_ctc, vocabulary=CTCVocabulary(processor.tokenizer, model.config.connector_config.ctc_merges)
+            )
+        case _:
+            assert_never(objective)
+
+
+def _refuse_unheard(corpora: Sequence[Sequence[Sample]], stage: Stage, name: str) -> None:
+    """Raise if CTC is to learn from a sample of which it is not known what is said in it."""
+    if stage.objective != "ctc":
+        return
+    for path, samples in zip((*stage.data, *stage.valid), corpora, strict=True):
+        for sample in samples:
+            if transcript_of(sample) is None:
+                raise ManifestError(
+                    f"{path}: sample `{sample.id}` is for {sample.task} and does not tell what is said; stage `{name}` "
+                    "with `objective: ctc` learns from samples for asr and audiocaption"
+                )
 
 
 def _prepare_parts(model: StapesForConditionalGeneration, stage: Stage, seed: int, precision: Any) -> None:
