@@ -196,6 +196,22 @@ QFORMER_KEYS = (
             "R: train.align: trainer: max_grad_norm, seed is set by the recipe itself; use the key beside `trainer`",
         ),
         (
+            WHOLE + "    objective: ctc\n",
+            "R: train.align: `objective: ctc` teaches a connector of kind ctc_compressor, not windowed_qformer",
+        ),
+        (
+            LORA_STAGE + "    objective: ctc\n",
+            "R: train.align: the LLM has no part in `objective: ctc`; take lora out of `trainable`",
+        ),
+        (
+            MODEL + "  connector: {kind: ctc_compressor, step_s: 0.1}\n" + TRAIN,
+            "R: model.connector: step_s is 0.1; wanted a multiple of 0.04",
+        ),
+        (
+            MODEL + "  connector: {kind: ctc_compressor, step_s: 0.2}\n" + TRAIN,
+            "R: model.connector: step_s 0.2 is longer than slot_s 0.16",
+        ),
+        (
             WHOLE + "    lora: {r: 4}\n",
             "R: train.align: `lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`",
         ),
