@@ -28,7 +28,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if tag not in ("span", "strong", "em", "code", "mark", "ins", "del"):
+        if tag not in ("span", "strong", "em", "code", "mark", "ins", "del", "wbr"):
             self.text += " "
         self._open.append(tag)
 
@@ -226,6 +226,14 @@ def test_markdown_has_the_tables(built):
     assert lines[head + 2].startswith("| tune | 161 | 614 |")
     assert "stapes bench" in "\n".join(lines)
     assert not any(line.endswith(" ") for line in lines)
+
+
+def test_long_names_may_break_after_underscores_and_are_escaped(built, finished_run, tmp_path):
+    assert '<th scope="row">merge_<wbr>lora</th>' in (built / "report.html").read_text()
+    folders = [finished_run, shutil.copytree(finished_run, tmp_path / "<i>_x")]
+    raw = build_report(folders, tmp_path / "out", num_samples=0, seed=0).read_text()
+    assert "&lt;i&gt;_<wbr>x/<wbr>tune" in raw
+    assert "<i>_" not in raw
 
 
 def test_escaped_markdown_is_read_as_it_was():

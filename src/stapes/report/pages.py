@@ -66,7 +66,7 @@ def build_report(folders: Sequence[Path], out: Path, *, num_samples: int, seed: 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"markdown": escape_markdown, "code": _code}
+    templates.filters |= {"markdown": escape_markdown, "code": _code, "breakable": _breakable}
     for name in (PAGE, TEXT):
         write_text(out / name, templates.get_template(f"{name}.j2").render(content))
     return out / PAGE
@@ -126,6 +126,11 @@ def _content(collected: Collected, num_samples: int, seed: int) -> dict[str, Any
         "command": shlex.join([*words, "--samples", str(num_samples), "--seed", str(seed)]),
         "environment": environment(),
     }
+
+
+def _breakable(name: str) -> Markup:
+    """Let a narrow column break a name after its underscores and slashes."""
+    return Markup(re.sub(r"([_/])", r"\1<wbr>", str(escape(name))))
 
 
 def _relative(recipe: str) -> str:
