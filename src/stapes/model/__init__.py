@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
 from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
+from .ctc_compressor import CTCCompressor
 from .ctc_vocabulary import CTCVocabulary
 from .modeling import StapesForConditionalGeneration
 from .processing import StapesFeatureExtractor, StapesProcessor, find_reserved_tokens
@@ -14,6 +15,7 @@ AutoFeatureExtractor.register(StapesConfig, StapesFeatureExtractor)
 AutoProcessor.register(StapesConfig, StapesProcessor)
 
 __all__ = [
+    "CTCCompressor",
     "CTCVocabulary",
     "ConnectorConfig",
     "StapesConfig",

@@ -109,6 +109,10 @@ class CTCCompressor(nn.Module):
         hidden = self.norm_out(hidden)
         return CTCSteps(hidden, self.head(hidden), middle_logits, mask)
 
+    def llm_side(self) -> tuple[nn.Module, ...]:
+        """List the parts that CTC does not reach: they only matter to the LLM."""
+        return self.token_embeddings, self.detail, self.sound_in, self.sound_out, self.norm_sound
+
     def ctc_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
         """Compute the CTC loss per token, 0.7 of the last layer and 0.3 of the one before it while training.
 
