@@ -244,28 +244,28 @@ def tokenizer_with(special: list[str], **roles: str) -> PreTrainedTokenizerFast:
     ("special", "expected"),
     [
         # Qwen2.5: the token meant for audio, before those for code and images
-        (["<|vision_pad|>", "<|image_pad|>", "<|fim_pad|>", "<|audio_pad|>"], ["<|audio_pad|>", "<|vision_pad|>"]),
+        (
+            ["<|vision_pad|>", "<|image_pad|>", "<|fim_pad|>", "<|audio_pad|>"],
+            ["<|audio_pad|>", "<|vision_pad|>", "<|image_pad|>", "<|fim_pad|>"],
+        ),
         (
             ["<|reserved_special_token_0|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>"],  # Llama 3.1
-            ["<|finetune_right_pad_id|>", "<|reserved_special_token_0|>"],
+            ["<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|reserved_special_token_2|>"],
         ),
         (["<start_of_turn>", "<unused0>", "<unused1>"], ["<unused0>", "<unused1>"]),  # Gemma
         (["<repo_name>", "<jupyter_code>", "<gh_stars>", "<file_sep>"], ["<jupyter_code>", "<gh_stars>"]),  # SmolLM2
         (["<|extra_id_7|>", "<|extra_id_3|>"], ["<|extra_id_7|>", "<|extra_id_3|>"]),
+        (["<|endoftext|>", "<|padding|>"], ["<|padding|>"]),  # Pythia
+        (["<|endoftext|>"], []),  # GPT-2
     ],
 )
 def test_reserved_tokens_of_the_families(special: list[str], expected: list[str]) -> None:
     tokenizer = tokenizer_with(special, bos_token="<s>", eos_token="</s>")
     size = len(tokenizer)
-    assert find_reserved_tokens(tokenizer, 2) == expected
+    assert find_reserved_tokens(tokenizer) == expected
     assert len(tokenizer) == size
 
 
 def test_a_token_in_use_is_not_reserved() -> None:
     tokenizer = tokenizer_with(["<unused0>", "<unused1>", "<unused2>"], pad_token="<unused0>", eos_token="<unused1>")
-    assert find_reserved_tokens(tokenizer, 1) == ["<unused2>"]
-    with pytest.raises(
-        ValueError,
-        match=r" has 1 reserved tokens that stapes knows, 2 are needed; name an unused token of its vocabulary",
-    ):
-        find_reserved_tokens(tokenizer, 2)
+    assert find_reserved_tokens(tokenizer) == ["<unused2>"]

@@ -29,6 +29,7 @@ _RESERVED = (
     r"<\|(?:fim|image|video|vision)_pad\|>",  # Qwen 2.5 and 3
     r"<(?:jupyter_output|jupyter_code|empty_output|gh_stars|issue_comment)>",  # SmolLM2
     r"<\|?(?:unused|extra|reserved|special)_?(?:id_|token_)?\d+\|?>",  # many others
+    r"<\|?pad(?:ding)?\|?>|\[PAD\]",  # meant as padding, where the tokenizer does not say so (Pythia)
 )
 
 
@@ -170,11 +171,11 @@ class StapesProcessor(ProcessorMixin):
         )
 
 
-def find_reserved_tokens(tokenizer: PreTrainedTokenizerFast, count: int) -> list[str]:
-    """Find tokens that the vocabulary holds and nothing uses, so that the embedding table need not grow.
+def find_reserved_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """List the tokens that the vocabulary holds and nothing uses, the best first, so that it need not grow.
 
-    Raises:
-        ValueError: if there are fewer than `count`; name the token in the recipe then (`model.audio_token`).
+    Only the families whose names for them we know are found; a token that the tokenizer has as its end, start, unknown
+    or padding symbol is in use.
     """
     vocabulary: dict[str, int] = tokenizer.get_added_vocab()
     in_use = {
@@ -184,9 +185,4 @@ def find_reserved_tokens(tokenizer: PreTrainedTokenizerFast, count: int) -> list
     for pattern in _RESERVED:
         matching = [token for token in vocabulary if re.fullmatch(pattern, token)]
         found += [token for token in sorted(matching, key=lambda t: vocabulary[t]) if token not in in_use | {*found}]
-    if len(found) < count:
-        raise ValueError(
-            f"{type(tokenizer).__name__} has {len(found)} reserved tokens that stapes knows, {count} are needed; "
-            "name an unused token of its vocabulary as `model.audio_token`"
-        )
-    return found[:count]
+    return found
