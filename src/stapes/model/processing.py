@@ -55,18 +55,18 @@ class StapesFeatureExtractor(WhisperFeatureExtractor):
         Args:
             raw_speech: one waveform (N,), float, mono, 16 kHz, or several of any length.
             sampling_rate: of the waveforms, in Hz, to be checked if it is known.
-            kwargs: `padding`, `return_tensors` and `return_attention_mask`, which processors pass on, change nothing.
+            kwargs: Whisper's other settings change nothing; processors pass on those of the tokenizer (`max_length`).
 
         Returns:
             `input_features` (B, M, F), float32 log-mel at 100 Hz with F = floor(N / 160), right-padded with zeros;
             `input_features_mask` (B, F), int64.
 
         Raises:
-            ValueError: if a waveform is not one-dimensional, shorter than 25 ms, or at another rate.
-            TypeError: for Whisper's other settings (`truncation`, `max_length`, …): nothing is ever cut.
+            ValueError: if a waveform is not one-dimensional, shorter than 25 ms, or at another rate, or for
+                `truncation=True`: nothing is ever cut.
         """
-        if ignored := sorted(kwargs.keys() - {"padding", "return_tensors", "return_attention_mask"}):
-            raise TypeError(f"{', '.join(ignored)}: not an argument here; a clip's features follow its true length")
+        if kwargs.get("truncation"):
+            raise ValueError("truncation: audio is never cut here; a clip's features follow its true length")
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(f"the audio is at {sampling_rate} Hz, the model wants {self.sampling_rate}; resample it")
         if isinstance(raw_speech, np.ndarray) and raw_speech.ndim == 1:
