@@ -168,6 +168,7 @@ def test_activation_checkpointing_changes_nothing(train: Train) -> None:
     assert same(plain.tensors, lighter.tensors)
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 def test_training_in_bf16_keeps_what_learns_in_float32(train: Train) -> None:
     trained = train(precision="bf16", **LORA)
     dtypes = {parameter.requires_grad: parameter.dtype for parameter in trained.model.parameters()}
