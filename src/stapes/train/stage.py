@@ -130,8 +130,8 @@ def _one_device_arguments(stage: Stage, name: str, seed: int, folder: Path) -> T
     arguments = training_arguments(stage, name=name, seed=seed, folder=folder, device=device_type())
     if arguments.n_gpu > 1:
         raise StapesError(
-            f"{arguments.n_gpu} GPUs are there for one process; start with "
-            "`accelerate launch --multi_gpu -m stapes run …`, or let it see one (`CUDA_VISIBLE_DEVICES=0`)"
+            f"{arguments.n_gpu} GPUs are there for one process; start with `accelerate launch --multi_gpu`, or let it "
+            "see one (`CUDA_VISIBLE_DEVICES=0`)"
         )
     return arguments
 
