@@ -166,6 +166,8 @@ def test_activation_checkpointing_changes_nothing(train: Train) -> None:
     plain = train("plain", **LORA)
     lighter = train("lighter", **LORA, trainer={"activation_checkpointing": True})
     assert same(plain.tensors, lighter.tensors)
+    layers = [trained.model.language_model.get_decoder().layers[0] for trained in (plain, lighter)]
+    assert [layer.gradient_checkpointing for layer in layers] == [False, True]
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
