@@ -53,6 +53,29 @@ def resolve(name: str, *, offline: bool = False) -> Path:
     raise WeightsError(_not_found(name, tried))
 
 
+def find_config(name: str) -> Path | None:
+    """Find the config.json of the model called `name` on this machine, whether its weights are there or not.
+
+    Looked for in a local folder, the Hub's cache and our cache of converted mirrors; None if it is in none.
+
+    Raises:
+        WeightsError: if `name` is a folder without a model.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _check_folder(folder) / "config.json"
+    if not _HUB_ID.fullmatch(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return Path(cached)
+    mirror = next((mirror for mirror in MIRRORS if mirror.name == name), None)
+    converted = _find_converted(mirror, tried=[])
+    return converted / "config.json" if converted else None
+
+
 def cache_folder() -> Path:
     """Return where stapes keeps what it can make again: `STAPES_CACHE`, or `~/.cache/stapes`."""
     return Path(os.environ.get("STAPES_CACHE") or "~/.cache/stapes").expanduser()
