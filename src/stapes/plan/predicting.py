@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from .shapes import DTYPE_BYTES, DType
 from .work import plan_stages
 
 Protocol = Literal["stapes", "nota"]
+_SPECIAL = re.compile(r"<\|[^|]*\|>")
 _NOTA_TIMES = "the published times are another thing: their clock does not wait for the GPU"
 
 
@@ -277,13 +279,13 @@ def default_workload(audio_s: float, new_tokens: int, prompt: str) -> Workload:
 
     The estimate: a token for each `<|…|>`, and one for four other characters; a chat template adds about 20.
     """
-    import re
-
     instruction_tokens = 10
-    if prompt == "chat":
-        return Workload(audio_s, instruction_tokens + 20, new_tokens)
-    template = "USER: <Speech></Speech> \nASSISTANT:" if prompt == "plain" else prompt
-    template = template.replace("{audio}", "").replace("{instruction}", "")
-    specials = len(re.findall(r"<\|[^|]*\|>", template))
-    letters = len(re.sub(r"<\|[^|]*\|>", "", template))
+    match prompt:
+        case "plain":
+            return Workload(audio_s, PROMPT_TOKENS, new_tokens)
+        case "chat":
+            return Workload(audio_s, instruction_tokens + 20, new_tokens)
+    template = prompt.replace("{audio}", "").replace("{instruction}", "")
+    specials = len(_SPECIAL.findall(template))
+    letters = len(_SPECIAL.sub("", template))
     return Workload(audio_s, specials + -(-letters // 4) + instruction_tokens, new_tokens)

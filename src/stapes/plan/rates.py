@@ -96,9 +96,7 @@ def read_calibration(num_threads: int) -> Calibration | None:
             **{**values, "attention": [tuple(pair) for pair in values["attention"]], "features": (*values["features"],)}
         )
     except (TypeError, KeyError) as error:
-        raise StapesError(
-            f"{path}: not a calibration that this version reads; run `stapes plan --calibrate`"
-        ) from error
+        raise StapesError(f"{path}: of another version of the planner; run `stapes plan --calibrate` again") from error
 
 
 def _interpolate(places: Sequence[float], values: Sequence[float], at: float) -> float:

@@ -63,16 +63,20 @@ def find_config(name: str) -> Path | None:
     Looked for in a local folder, the Hub's cache and our cache of converted mirrors; None if it is in none.
 
     Raises:
-        WeightsError: if `name` is a folder without a model.
+        WeightsError: if `name` is a folder without a configuration.
     """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _check_folder(folder) / "config.json"
-    if not _HUB_ID.fullmatch(name):
+        if not (folder / "config.json").exists():
+            raise WeightsError(f"{folder.absolute()}: is a folder, but not of a model: config.json is missing")
+        return folder / "config.json"
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
         return None
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str):
         return Path(cached)
     mirror = next((mirror for mirror in MIRRORS if mirror.name == name), None)
