@@ -19,7 +19,7 @@ VALUES = {
     "linear_sizes": [100, 400],
     "attention": [[10.0, 1.0], [1000.0, 100.0]],
     "pointwise": {"norm": 1.0, "rms_norm": 2.0, "gelu": 3.0, "gated": 4.0, "add": 5.0},
-    "layers": {"encoder": 0.5, "decoder": 0.25, "qformer": 1.0, "adapter": 2.0},
+    "layers": {"encoder": 0.5, "decoder": 0.25, "step": 0.5, "qformer": 1.0, "adapter": 2.0},
     "calls": {"encoder": 7.0, "connector": 8.0, "prefill": 9.0, "per_token": 10.0},
     "features": [0.5, 0.125],
     "process_bytes": 1000,

@@ -30,5 +30,5 @@ def calibrate(num_threads: int) -> Path:
         raise StapesError(f"the measuring process failed ({said}); `{' '.join(command[1:])}` shows the whole of it")
     measured = json.loads(done.stdout)
     path = calibration_path(num_threads)
-    write_json(path, {**measured, "environment": environment()})
+    write_json(path, {**measured, "environment": {**environment(), "num_threads": num_threads}})
     return path

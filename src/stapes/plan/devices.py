@@ -19,7 +19,7 @@ _CUBLAS_WORKSPACE_HOPPER = 32 * MIB
 LAUNCH_S = 10e-6
 """Assumed time for the host to launch one kernel in eager mode; not measured on any of these devices."""
 
-_LAUNCHES: dict[LayerKind, int] = {"encoder": 16, "decoder": 36, "qformer": 32, "adapter": 6}
+_LAUNCHES: dict[LayerKind, int] = {"encoder": 16, "decoder": 36, "step": 36, "qformer": 32, "adapter": 6}
 """Kernels that one layer launches, counted in the eager code of transformers 5 and peft."""
 
 _CALL_LAUNCHES = 20

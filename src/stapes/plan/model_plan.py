@@ -36,6 +36,7 @@ class ModelPlan:
         adapters: LoRA in the LLM, None without or after merging.
         quantization: of the LLM's linears: the recipe's, or that of the checkpoint.
         int8_skip: modules that stay as they are when the linears are stored as int8; None when they are not.
+        head_is_copy: the LLM's head is int8 and was one tensor with the table, which stays as it was.
         pad_audio_to_s: silence up to this length is encoded too.
         dropped_layers: layers taken out after loading: (speech encoder, LLM).
         sources: part → where its shape was read.
@@ -51,6 +52,7 @@ class ModelPlan:
     adapters: Adapters | None = None
     quantization: Quantization | None = None
     int8_skip: tuple[str, ...] | None = None
+    head_is_copy: bool = False
     pad_audio_to_s: float | None = None
     dropped_layers: tuple[int, int] = (0, 0)
     sources: tuple[tuple[str, str], ...] = ()
@@ -98,8 +100,10 @@ class ModelPlan:
         }
 
     def parameters(self) -> dict[str, int]:
-        """Count parameters by part and in `total`, tied tables once."""
+        """Count parameters by part and in `total`; what is stored twice counts once."""
         counts: dict[str, int] = {part: count_parameters(weights) for part, weights in self.weights().items()}
+        if self.head_is_copy:
+            counts["language_model"] -= self.llm.vocab_size * self.llm.width
         return {**counts, "total": sum(counts.values())}
 
     def is_int8(self, part: Part, weight: Weight) -> bool:
@@ -111,8 +115,9 @@ class ModelPlan:
 
     def quantized(self, variant: str, skip: tuple[str, ...]) -> ModelPlan:
         """Return the model with its Linears as int8; a head that is one with the table becomes a tensor of its own."""
-        tied = self.llm.tied and any(text in "language_model.lm_head" for text in skip)
-        return replace(self, variant=variant, int8_skip=skip, llm=replace(self.llm, tied=tied))
+        is_copy = self.llm.tied and not any(text in "language_model.lm_head" for text in skip)
+        llm = replace(self.llm, tied=self.llm.tied and not is_copy)
+        return replace(self, variant=variant, int8_skip=skip, head_is_copy=is_copy, llm=llm)
 
 
 def plan_models(recipe: Recipe) -> list[ModelPlan]:

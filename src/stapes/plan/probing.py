@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
+
+from .connector import MLPShape
+from .encoders import FEATURE_FRAMES_PER_S, WhisperShape
+from .llm import LLMShape
+from .model_plan import ModelPlan
+from .own import Workload
+from .probe_models import DEPTHS, FRAMES, MIDDLE_FRAMES, WIDTH, middle_models, tiny_models
+from .rates import Calibration
+from .work import LayerKind, StageName, plan_stages
 
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1536]
 SHAPES = [(192, 576), (576, 576), (512, 2048), (896, 4864), (2048, 8192)]
@@ -22,7 +33,7 @@ SHAPES = [(192, 576), (576, 576), (512, 2048), (896, 4864), (2048, 8192)]
 _CACHE_BYTES = 128 * 1024**2
 _LEAST_S = 0.15
 _LEAST_RUNS = 5
-_FRAMES = 32
+_TEXT_TOKENS = 32
 
 
 def probe(num_threads: int) -> dict[str, Any]:
@@ -32,34 +43,69 @@ def probe(num_threads: int) -> dict[str, Any]:
 
     # torch means to drop its quantised tensors; the measurement uses them as long as our int8 layers do.
     warnings.filterwarnings("ignore", message=r"(?s).*quantized tensor creation functions")
-    with torch.inference_mode():
-        dispatch = _seconds(_linear_calls(8, 8, 1, "float"))
-        linears = {
-            storage: [[_net(_linear_calls(*shape, rows, storage), dispatch) for shape in SHAPES] for rows in ROWS]
-            for storage in ("float", "int8")
-        }
-        return {
-            "num_threads": num_threads,
-            "linears": linears,
-            "linear_rows": ROWS,
-            "linear_sizes": [inputs * outputs for inputs, outputs in SHAPES],
-            "attention": _measure_attention(),
-            "pointwise": _measure_pointwise(),
-            **_measure_layers(models),
-            "features": _measure_features(),
-            **memory,
-        }
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
+        weights = _map_weights(Path(scratch) / "weights")
+        # Twice, minutes apart: what something else disturbed the first time it will hardly disturb again.
+        models |= middle_models(weights)
+        rates: dict[str, Any] = _faster(*[_measure_operations(weights) for _ in range(2)])
+        calls = _faster(*[_measure_calls(models) for _ in range(2)])
+    calibration = Calibration(
+        num_threads=num_threads,
+        linear_rows=ROWS,
+        linear_sizes=[inputs * outputs for inputs, outputs in SHAPES],
+        layers={"encoder": 0.0, "decoder": 0.0, "step": 0.0, **calls["layers"]},
+        calls={"encoder": 0.0, "prefill": 0.0, "per_token": 0.0, **calls["calls"]},
+        environment={},
+        **rates,
+        **memory,
+    )
+    return asdict(_with_overheads(calibration, calls["middle"]))
+
+
+def _measure_operations(weights: Any) -> dict[str, Any]:
+    dispatch = _seconds(_linear_calls(weights, 8, 8, 1, "float"))
+    linears = {
+        storage: [[_net(_linear_calls(weights, *shape, rows, storage), dispatch) for shape in SHAPES] for rows in ROWS]
+        for storage in ("float", "int8")
+    }
+    return {
+        "linears": linears,
+        "attention": _measure_attention(),
+        "pointwise": _measure_pointwise(),
+        "features": list(_measure_features()),
+    }
+
+
+def _faster(first: Any, second: Any) -> Any:
+    """Merge two measurements of the same things: of each time the shorter."""
+    if isinstance(first, dict):
+        return {key: _faster(first[key], second[key]) for key in first}
+    if isinstance(first, list):
+        return [_faster(one, other) for one, other in zip(first, second, strict=True)]
+    return min(first, second)
+
+
+def _map_weights(path: Path) -> Any:
+    """Return random float32 values that are mapped from a file, as a model's weights are: their pages are small."""
+    import torch
+
+    size = _CACHE_BYTES // 4
+    torch.randn(size).mul_(0.02).numpy().tofile(path)  # small enough for deep models to stay finite
+    return torch.from_file(str(path), size=size)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    """Time a call: the median of at least five, and of at least 0.15 s of them."""
+    """Time a call: the lower quartile of at least five, and of at least 0.15 s of them.
+
+    Other work on the machine only ever adds time; the quartile keeps some of it out where the median would not.
+    """
     call()
     taken: list[float] = []
     while len(taken) < _LEAST_RUNS or sum(taken) < _LEAST_S:
         started = time.perf_counter()
         call()
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    return sorted(taken)[len(taken) // 4]
 
 
 def _net(call: Callable[[], Any], dispatch: float) -> float:
@@ -67,14 +113,18 @@ def _net(call: Callable[[], Any], dispatch: float) -> float:
     return max(_seconds(call) - dispatch, dispatch / 100)
 
 
-def _linear_calls(inputs: int, outputs: int, rows: int, storage: str) -> Callable[[], Any]:
-    """Return a call that multiplies with another weight each time, so that none is in the caches."""
+def _linear_calls(values: Any, inputs: int, outputs: int, rows: int, storage: str) -> Callable[[], Any]:
+    """Return a call that multiplies with another of `values`' weights each time, so that none is in the caches."""
     import torch
 
-    copies = max(1, min(256, _CACHE_BYTES // (inputs * outputs * (4 if storage == "float" else 1))))
+    size = inputs * outputs
+    different = max(1, min(256, len(values) // size))
+    weights = [values[start * size : (start + 1) * size].view(outputs, inputs) for start in range(different)]
+    if storage == "int8":
+        # A quarter of the bytes: four times as many of them fill the caches as much.
+        weights = [_pack(weight) for _ in range(4) for weight in weights]
     frames = torch.randn(rows, inputs)
-    weights = [torch.randn(outputs, inputs) for _ in range(copies)]
-    turns = itertools.cycle([_pack(weight) for weight in weights] if storage == "int8" else weights)
+    turns = itertools.cycle(weights)
     if storage == "float":
         return lambda: torch.nn.functional.linear(frames, next(turns))
     return lambda: _multiply_int8(frames, next(turns))
@@ -101,14 +151,14 @@ def _multiply_int8(rows: Any, packed: Any) -> Any:
     return torch.add(products[1], products[0], alpha=128).mul_(peaks.mul_(1 / (64 * 128)))
 
 
-def _measure_attention() -> list[tuple[float, float]]:
+def _measure_attention() -> list[list[float]]:
     import torch
 
     measured = []
     for length in (64, 256, 512, 1500):
         states = torch.randn(1, 8, length, 64)
         seconds = _seconds(lambda s=states: torch.nn.functional.scaled_dot_product_attention(s, s, s))
-        measured.append((float(length * length * 8 * 64), seconds))
+        measured.append([float(length * length * 8 * 64), seconds])
     return measured
 
 
@@ -135,7 +185,7 @@ def _measure_pointwise() -> dict[str, float]:
     return {kind: _seconds(call) / values.numel() for kind, call in calls.items()}
 
 
-def _measure_process(num_threads: int) -> tuple[dict[str, float], dict[str, Any]]:
+def _measure_process(num_threads: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Import what answering imports, build tiny models, answer with them, and read the resident set.
 
     Returns:
@@ -147,13 +197,10 @@ def _measure_process(num_threads: int) -> tuple[dict[str, float], dict[str, Any]
 
     torch.set_num_threads(num_threads)
     process = psutil.Process()
-    models = {f"llm_{layers}": _tiny_llm(layers) for layers in (2, 10)}
-    models |= {f"adapted_{layers}": _adapt(_tiny_llm(layers)) for layers in (2, 10)}
-    models |= {f"whisper_{layers}": _tiny_whisper(layers) for layers in (2, 10)}
-    models |= {f"qformer_{layers}": _tiny_qformer(layers) for layers in (1, 5)}
+    models = tiny_models()
     with torch.inference_mode():
         models["llm_2"](inputs_embeds=torch.zeros(1, 8, 64))
-        models["whisper_2"](torch.zeros(1, 80, _FRAMES))
+        models["whisper"](torch.zeros(1, 80, FRAMES))
         _measure_features(seconds=1)
     before = process.memory_info().rss
     tokens = 50_000
@@ -180,97 +227,73 @@ def _tokenizer(size: int) -> Any:
     return Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
 
 
-def _tiny_llm(num_layers: int) -> Any:
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    return AutoModelForCausalLM.from_config(
-        LlamaConfig(
-            vocab_size=256,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=num_layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    ).eval()
-
-
-def _adapt(model: Any) -> Any:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    inject_adapter_in_model(LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), model)
-    return model.eval()
-
-
-def _tiny_whisper(num_layers: int) -> Any:
-    from transformers import WhisperConfig
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    config = WhisperConfig(
-        d_model=64,
-        encoder_layers=num_layers,
-        encoder_attention_heads=2,
-        encoder_ffn_dim=128,
-        max_source_positions=_FRAMES // 2,
+def _middle_plan(depth: int) -> ModelPlan:
+    """Plan what `_middle_models` builds."""
+    return ModelPlan(
+        recipe="probe",
+        variant="middle",
+        speech=WhisperShape(WIDTH, depth, 8, 4 * WIDTH, 80, MIDDLE_FRAMES // 2),
+        sound=None,
+        connector=MLPShape(WIDTH, WIDTH, 8, WIDTH),
+        llm=LLMShape("llama", WIDTH, depth, 8, 8, WIDTH // 8, 3 * WIDTH, 64, 64, tied=False),
     )
-    return WhisperEncoder(config).eval()
 
 
-def _tiny_qformer(num_layers: int) -> Any:
-    from transformers import Blip2QFormerConfig, Blip2QFormerModel
+def _with_overheads(calibration: Calibration, middle: dict[str, list[float]]) -> Calibration:
+    """Tell what a layer and a call take beyond their operations, from the times of models of two depths."""
+    work = Workload(MIDDLE_FRAMES / FEATURE_FRAMES_PER_S, _TEXT_TOKENS, 1)
+    few, many = ({stage.name: stage for stage in plan_stages(_middle_plan(depth), work)} for depth in DEPTHS)
+    layers, calls = dict(calibration.layers), dict(calibration.calls)
+    kinds: dict[StageName, LayerKind] = {"encoder": "encoder", "prefill": "decoder", "per_token": "step"}
+    for name, kind in kinds.items():
+        beyond = [
+            seconds - sum(calibration.op_seconds(op) for op in stage.ops)
+            for seconds, stage in zip(middle[name], (few[name], many[name]), strict=True)
+        ]
+        calls[name], layers[kind] = _line(DEPTHS[0], beyond[0], DEPTHS[1], beyond[1])
+    return replace(calibration, layers=layers, calls=calls)
 
-    config = Blip2QFormerConfig(
-        hidden_size=64,
-        num_hidden_layers=num_layers,
-        num_attention_heads=2,
-        intermediate_size=128,
-        cross_attention_frequency=1,
-        encoder_hidden_size=64,
-    )
-    return Blip2QFormerModel(config).eval()
 
-
-def _measure_layers(models: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Tell what a layer costs however narrow, and a call without layers, from models of two depths."""
+def _measure_calls(models: dict[str, Any]) -> dict[str, Any]:
+    """Time models: those in the middle whole, tiny ones for what a layer of theirs costs."""
     import torch
 
-    prompt, frames = torch.zeros(1, 16, 64), torch.zeros(1, 80, _FRAMES)
-    token = torch.zeros(1, 1, dtype=torch.long)
+    tiny, middle = torch.zeros(1, 16, 64), torch.zeros(1, MIDDLE_FRAMES // 16 + _TEXT_TOKENS, WIDTH)
     queries, windows = torch.zeros(4, 1, 64), torch.zeros(4, 17, 64)
 
-    def prefill(name: str) -> float:
+    def prefill(name: str, prompt: Any) -> float:
         return _seconds(lambda: models[name](inputs_embeds=prompt, use_cache=True, logits_to_keep=1))
 
-    def step(name: str) -> float:
+    def step(name: str, prompt: Any) -> float:
         cache = models[name](inputs_embeds=prompt, use_cache=True).cache
-        return _seconds(lambda: models[name](input_ids=token, cache=cache, use_cache=True, logits_to_keep=1))
+        token = prompt[:, :1]
+        return _seconds(lambda: models[name](inputs_embeds=token, cache=cache, use_cache=True, logits_to_keep=1))
 
     def encode(name: str) -> float:
-        return _seconds(lambda: models[name](frames))
+        features = torch.zeros(1, 80, MIDDLE_FRAMES)
+        return _seconds(lambda: models[name](features))
 
     def query(name: str) -> float:
         return _seconds(lambda: models[name](query_embeds=queries, encoder_hidden_states=windows))
 
-    prefill_call, prefill_layer = _line(2, prefill("llm_2"), 10, prefill("llm_10"))
-    step_call, step_layer = _line(2, step("llm_2"), 10, step("llm_10"))
-    adapted = [_line(2, timed("adapted_2"), 10, timed("adapted_10"))[1] for timed in (prefill, step)]
-    adapter = max(0.0, (sum(adapted) - prefill_layer - step_layer) / 2 / 2)  # two adapters a layer, measured twice
-    encoder_call, encoder_layer = _line(2, encode("whisper_2"), 10, encode("whisper_10"))
-    connector_call, qformer_layer = _line(1, query("qformer_1"), 5, query("qformer_5"))
-    return {
-        "layers": {
-            "encoder": encoder_layer,
-            "decoder": (prefill_layer + step_layer) / 2,
-            "qformer": qformer_layer,
-            "adapter": adapter,
-        },
-        "calls": {
-            "encoder": encoder_call,
-            "connector": connector_call,
-            "prefill": prefill_call,
-            "per_token": step_call,
-        },
-    }
+    with torch.inference_mode():
+        # Two adapters a layer, over ten layers and two, in a prefill and in a step.
+        slopes = [
+            _line(2, timed(f"{kind}_2", tiny), 10, timed(f"{kind}_10", tiny))[1]
+            for kind in ("adapted", "llm")
+            for timed in (prefill, step)
+        ]
+        adapter = max(0.0, (slopes[0] + slopes[1] - slopes[2] - slopes[3]) / 4)
+        connector_call, qformer_layer = _line(1, query("qformer_1"), 5, query("qformer_5"))
+        return {
+            "middle": {
+                "encoder": [encode(f"middle_whisper_{depth}") for depth in DEPTHS],
+                "prefill": [prefill(f"middle_llm_{depth}", middle) for depth in DEPTHS],
+                "per_token": [step(f"middle_llm_{depth}", middle) for depth in DEPTHS],
+            },
+            "layers": {"qformer": qformer_layer, "adapter": adapter},
+            "calls": {"connector": connector_call},
+        }
 
 
 def _line(few: int, few_s: float, many: int, many_s: float) -> tuple[float, float]:

@@ -25,8 +25,8 @@ class Calibration:
         linear_rows, linear_sizes: the grid of `linears`; weights were too many for the caches, as in a model.
         attention: (multiplications, time) of scaled_dot_product_attention, in rising order.
         pointwise: time of one value.
-        layers: time of one layer so narrow that only calling it takes time.
-        calls: time of one call with no layers.
+        layers: time of one layer beyond that of its operations.
+        calls: time of one call beyond its layers and operations.
         features: (time of a call, time of a second of audio) of log-mel features.
         process_bytes: RSS of a process that has imported what answering takes, and answered with a tiny model.
         token_bytes: of the tokenizer, for each token it knows.

@@ -14,7 +14,7 @@ from .shapes import DTYPE_BYTES, DType, Quantization
 
 Storage = Literal["float", "int8", "4-bit"]
 PointwiseKind = Literal["norm", "rms_norm", "gelu", "gated", "add"]
-LayerKind = Literal["encoder", "decoder", "qformer", "adapter"]
+LayerKind = Literal["encoder", "decoder", "step", "qformer", "adapter"]
 StageName = Literal["encoder", "connector", "prefill", "per_token"]
 
 
@@ -59,7 +59,8 @@ class Stage:
     Attributes:
         name: `encoder`, `connector`, `prefill` or `per_token` (one cached step), as in bench.json.
         ops: what is computed.
-        layers: layers of each kind that are called, each of which costs time of its own however small.
+        layers: layers of each kind that are called, each of which costs time of its own however small; the LLM's are
+            `decoder` in the prefill and `step` in a cached step.
     """
 
     name: StageName
@@ -84,13 +85,12 @@ def plan_stages(plan: ModelPlan, work: Workload) -> list[Stage]:
     connector = plan.connector
     qformer = connector.num_layers if isinstance(connector, QFormerShape) else 0
     context = length + (work.new_tokens + 1) // 2  # a step half way through the answer
-    decoder: tuple[tuple[LayerKind, int], ...]
-    decoder = (("decoder", plan.llm.num_layers), ("adapter", len(plan.weights()["lora"]) // 2))
+    adapters = len(plan.weights()["lora"]) // 2
     return [
         Stage("encoder", tuple(_encoder(plan, work.audio_s)), (("encoder", encoder_layers),)),
         Stage("connector", tuple(_connector(plan, work.audio_s)), (("qformer", qformer),)),
-        Stage("prefill", tuple(_llm(plan, length, length)), decoder),
-        Stage("per_token", tuple(_llm(plan, 1, context)), decoder),
+        Stage("prefill", tuple(_llm(plan, length, length)), (("decoder", plan.llm.num_layers), ("adapter", adapters))),
+        Stage("per_token", tuple(_llm(plan, 1, context)), (("step", plan.llm.num_layers), ("adapter", adapters))),
     ]
 
 
