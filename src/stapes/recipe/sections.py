@@ -62,6 +62,7 @@ class Model(Section):
     """What the audio language model is made of. Names are Hub ids, or folders if they begin with `.` or `/`."""
 
     speech_encoder: str
+    sound_encoder: str | None = None  # a BEATs or EAT whose tokens join the speech encoder's frames
     llm: str
     connector: Connector
     prompt: str = "chat"  # the LLM's chat template; `plain`: SALMONN's USER/ASSISTANT; or a text with both fields
@@ -186,6 +187,14 @@ class LoRA(Section):
     target_modules: Annotated[tuple[str, ...] | str, BeforeValidator(_module_names)] = ("q_proj", "v_proj")
 
 
+class Quantization(Section):
+    """QLoRA (arXiv 2305.14314): the LLM's Linear layers are kept in 4 bits while adapters are trained."""
+
+    bits: Literal[4] = 4
+    kind: Literal["nf4"] = "nf4"
+    double_quant: bool = True  # the scales are quantised too
+
+
 class Stage(Section):
     """One stage of training. Keys that TrainingArguments has carry its names."""
 
@@ -193,6 +202,7 @@ class Stage(Section):
     valid: tuple[Path, ...] = ()  # manifests whose loss is measured each `save_steps`
     trainable: tuple[Part, ...] = Field(("connector",), min_length=1)
     lora: LoRA | None = None
+    quantization: Quantization | None = None
     max_steps: int = Field(ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     per_device_train_batch_size: int = Field(8, ge=1)

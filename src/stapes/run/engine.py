@@ -20,7 +20,7 @@ from ..environment import environment
 from ..errors import StapesError
 from ..files import full_disk_explained, read_json, staged_folder, write_json, write_text
 from ..recipe import Recipe, dump_recipe
-from .steps import Step, plan_steps
+from .steps import Step, plan_steps, refuse_unsupported
 
 
 @dataclass
@@ -78,6 +78,7 @@ def check_recipe(recipe: Recipe, path: str) -> None:
     Raises:
         StapesError: naming file and key, or what was looked for and where.
     """
+    refuse_unsupported(recipe, path)
     from ..data.sample import load_manifest
     from ..train.stage import check_stage
     from ..weights import resolve

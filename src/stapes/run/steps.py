@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
-from ..errors import StapesError
+from ..errors import RecipeError, StapesError
 from ..files import write_json
 from ..recipe import MergeLora, Model, Quantize, Recipe, StackedMLP, WindowedQFormer
 
@@ -36,8 +36,25 @@ class Step:
     resumable: bool = False
 
 
+def refuse_unsupported(recipe: Recipe, where: str) -> None:
+    """Refuse what a recipe can say and a run cannot do yet.
+
+    Raises:
+        RecipeError: naming the key; `where` is the recipe's file or name.
+    """
+    if recipe.model.sound_encoder is not None:
+        raise RecipeError(f"{where}: model.sound_encoder: a run cannot use one yet; `stapes plan` reads the key")
+    for name, stage in recipe.train.items():
+        if stage.quantization is not None:
+            raise RecipeError(
+                f"{where}: train.{name}.quantization: a run cannot train on 4-bit weights yet; "
+                "`stapes plan` reads the key"
+            )
+
+
 def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
     """List the steps of a recipe in order; nothing is read but the manifests' text."""
+    refuse_unsupported(recipe, recipe.name)
     manifests = sorted({path for stage in recipe.train.values() for path in (*stage.data, *stage.valid)})
     if recipe.evaluate:
         manifests = sorted({*manifests, *recipe.evaluate.data})
