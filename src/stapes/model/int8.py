@@ -139,7 +139,8 @@ class Int8Linear(nn.Module):
                     # torch means to drop its quantised tensors; the stored form does not depend on them.
                     warnings.filterwarnings("ignore", message=r"(?s).*quantized tensor creation functions")
                     zeros = torch.zeros(self.out_features, dtype=torch.int64)
-                    weight = torch.quantize_per_channel(self.dequantize(), self.scale, zeros, 0, torch.qint8)
+                    # Not `quantize_per_channel`, which wants a float32 copy: memory would peak above float32's.
+                    weight = torch._make_per_channel_quantized_tensor(self.weight, self.scale.double(), zeros, 0)
                 self._packed = torch.ops.quantized.linear_prepack(weight, None)
                 if not self.keeps_rows:
                     self.weight = torch.empty_like(self.weight, device="meta")
