@@ -108,6 +108,8 @@ def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> b
     say(step.name)
     started = time.monotonic()
     if not _is_main():
+        # The first process waits once more, when its working folder is there.
+        _barrier(step)
         step.make(target.with_name(target.name + ".partial"))
         _barrier(step)
         return True
@@ -146,9 +148,9 @@ def _is_main() -> bool:
 def _barrier(step: Step) -> None:
     """Let the processes of a distributed run wait for each other around a step that all take part in."""
     if step.everywhere and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
+        from ..train.processes import this_process
 
-        PartialState().wait_for_everyone()
+        this_process().wait_for_everyone()
 
 
 @contextmanager
