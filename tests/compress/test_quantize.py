@@ -155,7 +155,7 @@ def test_int8_says_the_same_whatever_the_batch(
 
 @torch.no_grad()
 def test_a_batch_moves_logits_by_little(int8_folder: Path, speech_like: Callable[[float, int], np.ndarray]) -> None:
-    """With one range for a whole batch, as torch's dynamic layers have it, they would move by a quarter of their spread."""
+    """With one range a batch, as torch's dynamic layers have it, they would move by a quarter of their spread."""
     model, processor = load_model(int8_folder)
     clips = [speech_like(duration_s, seed) for seed, duration_s in enumerate((2.0, 0.3, 5.0, 0.1, 1.0, 7.3, 0.5, 3.0))]
     together = model(**processor.prepare(clips, ["Describe."] * 8)).logits
