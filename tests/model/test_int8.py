@@ -39,6 +39,11 @@ def without_kernel(layer: Int8Linear, rows: Tensor) -> Tensor:
     return result
 
 
+def bias_of(layer: Int8Linear) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias.detach()
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -60,7 +65,7 @@ def test_weights_are_rounded_to_the_nearest_level_of_their_channel() -> None:
 def test_the_product_is_that_of_the_weights_it_stands_for() -> None:
     _, layer = make_layer()
     rows = torch.randn(5, 96, generator=torch.Generator().manual_seed(1))
-    exact = rows.double() @ layer.dequantize().double().T + layer.bias.detach().double()
+    exact = rows.double() @ layer.dequantize().double().T + bias_of(layer).double()
     # A row keeps 14 bits: the error of a sum of 96 products is some 1e-4 of the largest.
     assert (layer(rows).double() - exact).abs().max() < 2e-4 * exact.abs().max()
 
@@ -173,9 +178,9 @@ def test_unusual_rows_keep_to_themselves(run: Callable[[Int8Linear, Tensor], Ten
     rows[2, 7] = torch.nan
     rows[3] = 1e-38  # a float of this size has no reciprocal
     result = run(layer, rows)
-    assert torch.equal(result[1], layer.bias)
+    assert torch.equal(result[1], bias_of(layer))
     assert result[2].isnan().all()
-    torch.testing.assert_close(result[3], layer.bias)
+    torch.testing.assert_close(result[3], bias_of(layer))
     assert torch.equal(result[[0, 4, 5]], usual[[0, 4, 5]])
     assert run(layer, rows[:0]).shape == (0, 40)
 
@@ -190,7 +195,7 @@ def test_a_channel_of_zeros_has_a_scale() -> None:
 
 def test_a_row_of_zeros_gives_the_bias() -> None:
     _, layer = make_layer()
-    assert torch.equal(layer(torch.zeros(1, 2, 96)), layer.bias.detach().expand(1, 2, 40))
+    assert torch.equal(layer(torch.zeros(1, 2, 96)), bias_of(layer).expand(1, 2, 40))
 
 
 @torch.no_grad()
@@ -226,6 +231,7 @@ def test_gradients_reach_the_rows_as_through_a_linear_layer() -> None:
     rows = torch.randn(3, 96, requires_grad=True)
     layer(rows).sum().backward()
     expected = layer.dequantize().sum(dim=0).expand(3, 96)
+    assert rows.grad is not None
     assert torch.allclose(rows.grad, expected, atol=1e-5)
 
 
@@ -236,12 +242,13 @@ def test_casting_leaves_weights_and_scales(dtype: torch.dtype) -> None:
     rows = normal(4, 96).to(dtype)
     weight, scale, expected = layer.int_weight().clone(), layer.scale.clone(), layer(rows.float())
     model = nn.Sequential(layer).to(dtype)
-    assert layer.bias.dtype == dtype
+    assert bias_of(layer).dtype == dtype
     assert torch.equal(layer.int_weight(), weight)
     assert torch.equal(layer.scale, scale)
     assert model(rows).dtype == dtype
     torch.testing.assert_close(model(rows).float(), expected, rtol=2e-2, atol=2e-2)
-    assert torch.equal(model.float()[0].scale, scale)
+    model.float()
+    assert torch.equal(layer.scale, scale)
 
 
 def test_on_the_meta_device_there_are_shapes_alone() -> None:
