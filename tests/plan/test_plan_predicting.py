@@ -64,6 +64,12 @@ def test_a_gpu_holds_weights_and_little_else() -> None:
     assert memory.kv_cache == 2 * 30 * 192 * (63 + 30 + 16) * 4
 
 
+def test_the_cache_counts_among_what_an_answer_takes() -> None:
+    short, long = (activation_peak(TINY, Workload(0.5, 1000, tokens), "float32") for tokens in (16, 1016))
+    assert long.by_part["kv_cache"] - short.by_part["kv_cache"] == 1000 * 2 * 30 * 192 * 4
+    assert long.total > short.total
+
+
 def test_half_precision_halves_weights_on_a_gpu() -> None:
     full, half = (weight_bytes(TINY, dtype) for dtype in ("float32", "float16"))
     assert {part: 2 * size for part, size in half.items()} == full

@@ -58,6 +58,10 @@ class ModelPlan:
     sources: tuple[tuple[str, str], ...] = ()
     converted: tuple[Part, ...] = ()
 
+    def with_dropped(self, share: float) -> ModelPlan:
+        """Return the model with this share of the layers of speech encoder and LLM to be taken out after loading."""
+        return replace(self, dropped_layers=(round(share * self.speech.num_layers), round(share * self.llm.num_layers)))
+
     def without_dropped(self) -> ModelPlan:
         """Return the model as it is once the dropped layers are gone."""
         speech, llm = self.dropped_layers

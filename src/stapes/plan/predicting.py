@@ -98,7 +98,7 @@ class Prediction:
             "new_tokens": work.new_tokens,
             "num_audio_tokens": plan.num_audio_tokens(work.audio_s),
             "audio_tokens_per_s": round(plan.audio_tokens_per_s, 4),
-            "parameters": plan.parameters(),
+            "parameters": plan.without_dropped().parameters(),
             "weight_bytes": weight_bytes(plan, "float32", "float16")
             if self.protocol == "nota"
             else weight_bytes(plan, self.dtype),
