@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"errors", "files"},
     "weights": {"errors", "files"},
     "model": set(),
+    "convert": {"errors", "files", "model"},
     "data": {"errors", "files", "model"},
     "assembly": _LOADING,
     "inference": {*_LOADING, "assembly"},

@@ -7,7 +7,7 @@ number is `torch.cuda.max_memory_allocated()` since the process began, so a peak
 
 Encoders, Q-Former, projection and adapters are float32 under fp16 autocast, whose casts of frozen weights are not
 kept; Whisper always hears 30 s and its attention is written out (scores and softmax are tensors); the LLM runs without
-autocast, in fp16 or with 4-bit linears. docs/planner.md has the account of each published row.
+autocast, in fp16 or with 4-bit linears. The functions below name each term.
 """
 
 from __future__ import annotations
