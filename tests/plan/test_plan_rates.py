@@ -79,18 +79,3 @@ def test_a_file_of_another_version_is_refused(calibration: Calibration) -> None:
     calibration_path(2).write_text(json.dumps({**VALUES, "linears_of_old": 1}))
     with pytest.raises(StapesError, match=r"cpu-2-threads\.json: .*run `stapes plan --calibrate` again"):
         read_calibration(2)
-
-
-@pytest.mark.slow
-def test_this_machine_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stapes.plan import calibrate
-
-    monkeypatch.setenv("STAPES_CACHE", str(tmp_path))
-    assert calibrate(1) == calibration_path(1)
-    measured = read_calibration(1)
-    assert measured is not None
-    assert measured.process_bytes > 100e6
-    assert 100 < measured.token_bytes < 10_000
-    # More rows take longer, and reading a weight takes longer than reading nothing.
-    assert measured.op_seconds(Linear(512, 512, 2048)) > measured.op_seconds(Linear(1, 512, 2048)) > 0
-    assert measured.layers["decoder"] > 0
