@@ -51,6 +51,7 @@ def test_free_neighbours_become_one_block() -> None:
     memory.drop(blocks[2])
     memory.drop(blocks[1])
     assert take(memory, 19.5) == 20 * MIB
+    assert memory.reserved == 20 * MIB
 
 
 def test_small_and_large_tensors_do_not_share_segments() -> None:
@@ -73,7 +74,10 @@ def test_empty_cache_gives_whole_segments_back_only() -> None:
     memory.drop(memory.take(40 * MIB, "x"))
     kept, dropped = memory.take(6 * MIB, "x"), memory.take(6 * MIB, "x")  # out of the free 40
     memory.drop(dropped)
+    memory.drop(memory.take(60 * MIB, "x"))
+    assert memory.reserved == 100 * MIB
     memory.empty_cache()
+    assert memory.reserved == 40 * MIB
     assert take(memory, 33.5) == 34 * MIB  # what is left of the segment that is still in use
     memory.drop(kept)
     other = Memory(rounds=True)

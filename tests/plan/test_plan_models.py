@@ -95,30 +95,40 @@ def test_every_step_that_makes_a_folder_is_a_variant() -> None:
     assert tuned.adapters == Adapters(4, ("q_proj",))
     assert merged.adapters is None
     assert quantised.int8_skip == ("connector",)
-    # The head is stored as int8 beside the table that it was one with, but is no second parameter.
     assert quantised.parameters() == merged.parameters()
-    assert len(quantised.weights()["language_model"]) == len(merged.weights()["language_model"]) + 1
     assert tuned.parameters()["lora"] == 30 * 4 * (576 + 576)
 
 
-def test_a_head_that_is_skipped_stays_one_with_the_table() -> None:
-    plans = plan_models(recipe(compress=[{"kind": "quantize", "skip": ["connector", "lm_head"]}]))
-    assert plans[1].weights() == plans[0].weights()
+def int8_weights(plan: ModelPlan) -> set[str]:
+    parts = plan.weights().items()
+    return {f"{part}.{weight.name}" for part, weights in parts for weight in weights if plan.is_int8(part, weight)}
 
 
 def test_which_weights_become_int8() -> None:
-    plan = plan_models(recipe(compress=[{"kind": "quantize", "skip": ["connector", "fc1"]}]))[1]
-    stored = {
-        f"{part}.{weight.name}"
-        for part, weights in plan.weights().items()
-        for weight in weights
-        if plan.is_int8(part, weight)
-    }
+    stored = int8_weights(plan_models(recipe(compress=[{"kind": "quantize", "skip": ["connector", "fc1"]}]))[1])
     assert "speech_encoder.layers.0.fc2.weight" in stored
     assert "language_model.model.layers.29.mlp.up_proj.weight" in stored
-    assert "language_model.lm_head.weight" in stored
-    assert not any("fc1" in name or "norm" in name or "embed" in name or "bias" in name for name in stored)
+    # The table is one with the head, which is a Linear.
+    assert "language_model.model.embed_tokens.weight" in stored
+    assert not any("fc1" in name or "norm" in name or "bias" in name for name in stored)
     assert not any(name.startswith("connector") for name in stored)
+
+
+@pytest.mark.parametrize(
+    ("llm", "skip", "table", "head"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M", ["lm_head"], False, None),
+        ("HuggingFaceTB/SmolLM2-135M", ["embed_tokens"], False, None),
+        ("google/gemma-3-270m", ["connector"], False, None),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", ["connector"], False, True),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", ["lm_head"], False, False),
+    ],
+)
+def test_heads_and_tables_that_stay_as_they_are(llm: str, skip: list[str], table: bool, head: bool | None) -> None:
+    stored = int8_weights(plan_models(recipe(model={"llm": llm}, compress=[{"kind": "quantize", "skip": skip}]))[1])
+    assert ("language_model.model.embed_tokens.weight" in stored) == table
+    assert ("language_model.lm_head.weight" in stored) == bool(head)
+    assert "language_model.model.layers.0.self_attn.q_proj.weight" in stored
 
 
 def test_quantisation_comes_from_the_recipe_or_the_checkpoint() -> None:

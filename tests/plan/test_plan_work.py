@@ -121,6 +121,12 @@ def test_work_follows_the_clip_and_blocks_of_30_s_do_not_see_each_other() -> Non
     assert padded.num_audio_tokens(10) == plan.num_audio_tokens(30) == 188
 
 
+def test_a_step_attends_to_half_of_the_answer(tiny_model_and_processor: Any) -> None:
+    plan = plan_of(tiny_model_and_processor("stacked_mlp")[0], "stacked_mlp")
+    step = plan_stages(plan, Workload(10, 20, 16))[3]
+    assert [op.keys for op in step.ops if isinstance(op, Attention)] == [63 + 20 + 8]
+
+
 def test_audio_tokens_a_second() -> None:
     llm = LLMShape.from_config(PUBLISHED["HuggingFaceTB/SmolLM2-135M"], "x")
     whisper = WhisperShape.from_config(PUBLISHED["openai/whisper-base"])

@@ -34,6 +34,9 @@ def plan(
     audio_s: Annotated[
         float | None, typer.Option(min=0.1, help="Length of the clip; that of `bench` unless given.")
     ] = None,
+    drop_layers: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of encoder and LLM layers taken out after loading.")
+    ] = 0.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores unless given.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="Limits, e.g. memory=4GiB,ttft=300ms,tpot=20ms: which fit?")
@@ -64,7 +67,7 @@ def plan(
         _calibrate(threads)
     if not recipes and not search:
         return
-    predict = _predictor(target, protocol, dtype, audio_s)
+    predict = _predictor(target, protocol, dtype, audio_s, drop_layers)
     small_weights = "nf4" if target.kind == "cuda" else "int8"
     if search:
         listed = list(compose_recipes(small_weights))
@@ -88,7 +91,7 @@ def _calibrate(threads: int | None) -> None:
 
 
 def _predictor(
-    device: Any, protocol: Literal["stapes", "nota"], dtype: Any, audio_s: float | None
+    device: Any, protocol: Literal["stapes", "nota"], dtype: Any, audio_s: float | None, drop_layers: float
 ) -> Callable[[Recipe], list[Prediction]]:
     from ..plan import default_workload, plan_models, predict, read_calibration
     from ..recipe import Bench
@@ -98,7 +101,7 @@ def _predictor(
     def predict_variants(recipe: Recipe) -> list[Prediction]:
         bench = recipe.bench or Bench.model_validate({})
         work = default_workload(audio_s or bench.audio_s, bench.new_tokens, recipe.model.prompt)
-        plans = plan_models(recipe)
+        plans = [plan.with_dropped(drop_layers) for plan in plan_models(recipe)]
         if protocol == "nota":
             # The published implementation has no int8 linears.
             plans = [plan for plan in plans if plan.int8_skip is None]

@@ -58,6 +58,12 @@ class Peak:
 class Memory:
     """Memory that is taken and given back by name, and remembers its peak.
 
+    Attributes:
+        in_use: bytes of blocks in use.
+        reserved: bytes of the segments that blocks come from.
+        peak: the most bytes in use so far.
+        peaks_by_phase: the same, by the `phase` that was going on.
+
     Args:
         rounds: hand out blocks as the CUDA allocator does; else exactly what is asked for.
     """
@@ -68,6 +74,7 @@ class Memory:
         self.peak = Peak()
         self.peaks_by_phase: dict[str, int] = {}
         self.in_use = 0
+        self.reserved = 0
         self._by_part: dict[str, int] = {}
         self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}
         self._next_address = 0
@@ -99,6 +106,7 @@ class Memory:
         """Give segments that are free as a whole back to the device, as `torch.cuda.empty_cache` does."""
         for is_small, blocks in self._free.items():
             self._free[is_small] = [entry for entry in blocks if entry[2].before or entry[2].after]
+            self.reserved -= sum(size for size, _, _ in blocks) - sum(size for size, _, _ in self._free[is_small])
 
     def _find(self, num_bytes: int) -> Block:
         if not self.rounds:
@@ -121,6 +129,7 @@ class Memory:
         segment = _SMALL_SEGMENT
         if not is_small:
             segment = _MIDDLE_SEGMENT if size < _LARGE else _round_up(size, _LARGE_STEP)
+        self.reserved += segment
         block = Block(self._next_address, segment, is_small)
         self._next_address += segment + _SEGMENT_GAP
         return block

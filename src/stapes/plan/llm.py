@@ -22,6 +22,7 @@ class _Family:
         num_norms: norms a layer, those of query and key aside.
         experts: how the checkpoint keeps experts: none, one module each, or one tensor for all.
         head_width: default of `head_dim`, where it is not hidden_size / num_attention_heads.
+        scales_embeddings: the table is of a class of its own, which multiplies what is looked up.
     """
 
     tied: bool = False
@@ -30,6 +31,7 @@ class _Family:
     num_norms: int = 2
     experts: Literal["none", "modules", "tensor"] = "none"
     head_width: int | None = None
+    scales_embeddings: bool = False
 
 
 FAMILIES = {
@@ -38,9 +40,9 @@ FAMILIES = {
     "granite": _Family(),
     "qwen2": _Family(qkv_bias=True),
     "qwen3": _Family(qk_norm="head", head_width=128),
-    "gemma": _Family(tied=True, head_width=256),
-    "gemma2": _Family(tied=True, num_norms=4, head_width=256),
-    "gemma3_text": _Family(tied=True, num_norms=4, qk_norm="head", head_width=256),
+    "gemma": _Family(tied=True, head_width=256, scales_embeddings=True),
+    "gemma2": _Family(tied=True, num_norms=4, head_width=256, scales_embeddings=True),
+    "gemma3_text": _Family(tied=True, num_norms=4, qk_norm="head", head_width=256, scales_embeddings=True),
     "olmoe": _Family(qk_norm="all", experts="modules"),
     "qwen2_moe": _Family(qkv_bias=True, experts="modules"),
     "granitemoe": _Family(experts="tensor"),

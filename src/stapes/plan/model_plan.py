@@ -36,7 +36,6 @@ class ModelPlan:
         adapters: LoRA in the LLM, None without or after merging.
         quantization: of the LLM's linears: the recipe's, or that of the checkpoint.
         int8_skip: modules that stay as they are when the linears are stored as int8; None when they are not.
-        head_is_copy: the LLM's head is int8 and was one tensor with the table, which stays as it was.
         pad_audio_to_s: silence up to this length is encoded too.
         dropped_layers: layers taken out after loading: (speech encoder, LLM).
         sources: part → where its shape was read.
@@ -52,11 +51,14 @@ class ModelPlan:
     adapters: Adapters | None = None
     quantization: Quantization | None = None
     int8_skip: tuple[str, ...] | None = None
-    head_is_copy: bool = False
     pad_audio_to_s: float | None = None
     dropped_layers: tuple[int, int] = (0, 0)
     sources: tuple[tuple[str, str], ...] = ()
     converted: tuple[Part, ...] = ()
+
+    def with_dropped(self, share: float) -> ModelPlan:
+        """Return the model with this share of the layers of speech encoder and LLM to be taken out after loading."""
+        return replace(self, dropped_layers=(round(share * self.speech.num_layers), round(share * self.llm.num_layers)))
 
     def without_dropped(self) -> ModelPlan:
         """Return the model as it is once the dropped layers are gone."""
@@ -100,24 +102,29 @@ class ModelPlan:
         }
 
     def parameters(self) -> dict[str, int]:
-        """Count parameters by part and in `total`; what is stored twice counts once."""
+        """Count parameters by part and in `total`, tied tables once."""
         counts: dict[str, int] = {part: count_parameters(weights) for part, weights in self.weights().items()}
-        if self.head_is_copy:
-            counts["language_model"] -= self.llm.vocab_size * self.llm.width
         return {**counts, "total": sum(counts.values())}
 
     def is_int8(self, part: Part, weight: Weight) -> bool:
-        """Tell whether a weight is stored as int8: Linears of encoder and LLM whose name holds none of `int8_skip`."""
+        """Tell whether a weight is stored as int8: Linears of encoder and LLM whose name holds none of `int8_skip`.
+
+        A table that is tied to an int8 head is one with it, unless the family scales its embeddings (Gemma): then both
+        stay as they are.
+        """
         if self.int8_skip is None or part not in ("speech_encoder", "language_model"):
             return False
-        is_linear = weight.kind in ("linear", "head")
-        return is_linear and not any(skip in f"{part}.{weight.name}" for skip in self.int8_skip)
-
-    def quantized(self, variant: str, skip: tuple[str, ...]) -> ModelPlan:
-        """Return the model with its Linears as int8; a head that is one with the table becomes a tensor of its own."""
-        is_copy = self.llm.tied and not any(text in "language_model.lm_head" for text in skip)
-        llm = replace(self.llm, tied=self.llm.tied and not is_copy)
-        return replace(self, variant=variant, int8_skip=skip, head_is_copy=is_copy, llm=llm)
+        names = [f"{part}.{weight.name}"]
+        match weight.kind:
+            case "linear" | "head":
+                pass
+            case "embedding":
+                if not self.llm.tied or self.llm.family.scales_embeddings:
+                    return False
+                names.append(f"{part}.lm_head")
+            case _:
+                return False
+        return not any(skip in name for skip in self.int8_skip for name in names)
 
 
 def plan_models(recipe: Recipe) -> list[ModelPlan]:
@@ -136,7 +143,7 @@ def plan_models(recipe: Recipe) -> list[ModelPlan]:
             case MergeLora():
                 plan = replace(plan, variant=step.kind, adapters=None)
             case Quantize():
-                plan = plan.quantized(step.kind, step.skip)
+                plan = replace(plan, variant=step.kind, int8_skip=step.skip)
         plans.append(plan)
     return plans
 

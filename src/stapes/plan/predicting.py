@@ -18,8 +18,6 @@ from .shapes import DTYPE_BYTES, DType
 from .work import plan_stages
 
 Protocol = Literal["stapes", "nota"]
-_PACKING_BYTES = 2 * DTYPE_BYTES["float32"] - 1
-"""What packing an int8 value takes for a moment: two float32 copies, while the packed byte is not there yet."""
 _SPECIAL = re.compile(r"<\|[^|]*\|>")
 _NOTA_TIMES = "the published times are another thing: their clock does not wait for the GPU"
 
@@ -98,7 +96,7 @@ class Prediction:
             "new_tokens": work.new_tokens,
             "num_audio_tokens": plan.num_audio_tokens(work.audio_s),
             "audio_tokens_per_s": round(plan.audio_tokens_per_s, 4),
-            "parameters": plan.parameters(),
+            "parameters": plan.without_dropped().parameters(),
             "weight_bytes": weight_bytes(plan, "float32", "float16")
             if self.protocol == "nota"
             else weight_bytes(plan, self.dtype),
@@ -232,7 +230,7 @@ def _resident_weights(plan: ModelPlan) -> tuple[dict[str, int], int]:
     """Sum the bytes of weights that an answer reads, by part, and what packing the largest int8 weight takes besides.
 
     Of an embedding table only the prompt's rows are read, unless the head is the same tensor. An int8 weight is there
-    twice: as it lies in the file, and in the kernel's own order, into which it is packed at its first use.
+    twice: as it lies in the file, and in the kernel's own order, into which it is packed through one more copy.
     """
     plan = plan.without_dropped()
     resident: dict[str, int] = {}
@@ -240,7 +238,7 @@ def _resident_weights(plan: ModelPlan) -> tuple[dict[str, int], int]:
     for part, weights in plan.weights().items():
         read = [weight for weight in weights if weight.kind != "embedding" or plan.llm.tied]
         packed = [weight.size for weight in read if plan.is_int8(part, weight)]
-        packing = max(packing, *(_PACKING_BYTES * size for size in packed), 0)
+        packing = max([packing, *packed])
         resident[part] = sum(sum(stored_sizes(plan, part, weight, "float32")) for weight in read) + sum(packed)
     return resident, packing
 

@@ -184,8 +184,8 @@ def _llm(plan: ModelPlan, rows: int, context: int) -> Iterable[Op]:
                 yield Linear(rows, inputs, adapters.rank, times)
                 yield Linear(rows, adapters.rank, outputs, times)
                 yield Pointwise("add", rows * outputs, 2 * times)
-    heads = [weight for weight in llm.weights() if weight.kind == "head"]
-    is_int8 = any(plan.is_int8("language_model", head) for head in heads)
+    head = next(weight for weight in llm.weights() if weight.kind == ("embedding" if llm.tied else "head"))
+    is_int8 = plan.is_int8("language_model", head)
     yield Linear(1, llm.width, llm.vocab_size, 1, "int8" if is_int8 else "float")
 
 
