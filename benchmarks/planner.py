@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from stapes.environment import environment
 from stapes.model import ConnectorConfig, StapesConfig, StapesForConditionalGeneration
 from stapes.plan import Workload, calibrate, find_device, plan_models, predict, read_calibration
 from stapes.plan.configs import read_config
+from stapes.plan.llm import LLMShape
+from stapes.plan.model_plan import ModelPlan
 from stapes.plan.published import PUBLISHED
 from stapes.recipe import Recipe
 
@@ -99,7 +101,7 @@ def make(variant: Variant, folder: Path) -> None:
         quantize(folder, folder.with_name("int8"))
 
 
-def plan_of(variant: Variant) -> Any:
+def plan_of(variant: Variant) -> ModelPlan:
     """Plan the variant from a recipe that names its shapes."""
     encoder, llm = variant.random or (variant.speech_encoder, variant.llm)
     stage: dict[str, Any] = {"data": {"none.jsonl": 1}, "max_steps": 1}
@@ -113,7 +115,10 @@ def plan_of(variant: Variant) -> Any:
             "compress": [{"kind": "quantize"}] if variant.int8 else [],
         }
     )
-    return plan_models(recipe)[-1]
+    plan = plan_models(recipe)[-1]
+    # Random weights come with the tokenizer of the LLM they stand in for.
+    tokenizer_length = LLMShape.from_config(read_config(variant.llm).values, variant.llm).tokenizer_length
+    return replace(plan, llm=replace(plan.llm, tokenizer_length=tokenizer_length))
 
 
 def compare(variant: Variant, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -173,8 +178,6 @@ def main() -> None:
     load_before = os.getloadavg()
     if not arguments.keep_calibration:
         calibrate(arguments.threads)
-    for name in {BASE, TINY, SMOLLM, QWEN}:
-        read_config(name)
     rows = []
     for variant in VARIANTS:
         if arguments.only and variant.name not in arguments.only:
