@@ -57,8 +57,8 @@ def test_a_cached_example_is_what_the_encoder_gives(parts: tuple, make_examples:
         stored = cached[draw].encoder_frames
         assert stored is not None
         assert stored.shape == frames[0].shape
-        # float16 keeps 11 bits; batches of several clips round a little otherwise.
-        assert torch.allclose(stored, frames[0], rtol=2**-10, atol=1e-5)
+        # Whatever else is stored at the same time: a run that was cut off there has to end with the same weights.
+        assert torch.equal(stored, frames[0].half().float())
         assert (cached[draw].instruction, cached[draw].target) == (direct[draw].instruction, direct[draw].target)
 
 
