@@ -199,6 +199,10 @@ QFORMER_KEYS = (
             "R: train.align: `lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`",
         ),
         (
+            LORA_STAGE + "  tune:\n    data: {t.jsonl: 1}\n    max_steps: 1\n    trainable: [lora]\n    lora: {r: 8}\n",
+            "R: train.tune.lora: adapters stay for the stages that follow and cannot change their shape; drop it",
+        ),
+        (
             WHOLE + "    trainable: [lora]\n",
             "R: train.align: `trainable` lists lora, but no stage up to here has a `lora` section",
         ),

@@ -110,7 +110,9 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         for name, parameter in self.named_parameters():
             part = "lora" if ".lora_" in name else name.partition(".")[0]
-            parameter.requires_grad_(part in parts)
+            # Whisper's position table is a formula, not learnt.
+            is_fixed = name == "speech_encoder.embed_positions.weight"
+            parameter.requires_grad_(part in parts and not is_fixed)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> StapesForConditionalGeneration:

@@ -293,6 +293,11 @@ class Recipe(Section):
             given = any(s.lora for s in list(self.train.values())[: earlier + 1])
             if "lora" in stage.trainable and not given:
                 raise ValueError(f"train.{name}: `trainable` lists lora, but no stage up to here has a `lora` section")
+            first = next((s.lora for s in self.train.values() if s.lora), None)
+            if stage.lora and stage.lora != first:
+                raise ValueError(
+                    f"train.{name}.lora: adapters stay for the stages that follow and cannot change their shape; drop it"
+                )
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"compress: each kind of step may stand once, not {', '.join(kinds)}")
         if "merge_lora" in kinds and not has_lora:
