@@ -200,7 +200,7 @@ QFORMER_KEYS = (
         ),
         (
             LORA_STAGE + "  tune:\n    data: {t.jsonl: 1}\n    max_steps: 1\n    trainable: [lora]\n    lora: {r: 8}\n",
-            "R: train.tune.lora: adapters stay for the stages that follow and cannot change their shape; drop it",
+            "R: train.tune.lora: adapters stay for later stages and cannot change their shape; drop it",
         ),
         (
             WHOLE + "    trainable: [lora]\n",

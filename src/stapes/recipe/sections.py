@@ -296,7 +296,7 @@ class Recipe(Section):
             first = next((s.lora for s in self.train.values() if s.lora), None)
             if stage.lora and stage.lora != first:
                 raise ValueError(
-                    f"train.{name}.lora: adapters stay for the stages that follow and cannot change their shape; drop it"
+                    f"train.{name}.lora: adapters stay for later stages and cannot change their shape; drop it"
                 )
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"compress: each kind of step may stand once, not {', '.join(kinds)}")
