@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..recipe import StackedMLP, WindowedQFormer
-from .encoders import ENCODER_FRAMES_PER_S
 from .shapes import Weight, layer_norm, linear
 
 
@@ -112,7 +111,7 @@ def read_connector(section: WindowedQFormer | StackedMLP, input_width: int, outp
             return QFormerShape(
                 input_width=input_width,
                 output_width=output_width,
-                frames_per_window=max(1, round(section.window_s * ENCODER_FRAMES_PER_S)),
+                frames_per_window=section.frames_per_window,
                 queries_per_window=section.queries_per_window,
                 tail=section.tail,
                 width=section.hidden_size,

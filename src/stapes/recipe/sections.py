@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 Part = Literal["speech_encoder", "connector", "language_model", "lora"]
 
+_ENCODER_FRAMES_PER_S = 50
+"""Of any Whisper."""
+
 
 def _ordered(span: tuple[float, float]) -> tuple[float, float]:
     if span[0] > span[1]:
@@ -39,6 +42,11 @@ class WindowedQFormer(Section):
     num_heads: int = Field(12, ge=1)
     intermediate_size: int = Field(3072, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def frames_per_window(self) -> int:
+        """K: encoder frames, 20 ms apart, that come nearest to `window_s`; at least 1."""
+        return max(1, round(self.window_s * _ENCODER_FRAMES_PER_S))
 
     @model_validator(mode="after")
     def _heads_divide(self) -> WindowedQFormer:

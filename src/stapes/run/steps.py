@@ -13,9 +13,6 @@ from ..errors import RecipeError, StapesError
 from ..files import write_json
 from ..recipe import MergeLora, Model, Quantize, Recipe, StackedMLP, WindowedQFormer
 
-ENCODER_FRAMES_PER_S = 50
-"""Whisper encoder frames a second."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -131,7 +128,7 @@ def _build_arguments(model: Model) -> dict[str, Any]:
         case WindowedQFormer() as section:
             connector = ConnectorConfig(
                 kind="windowed_qformer",
-                frames_per_window=max(1, round(section.window_s * ENCODER_FRAMES_PER_S)),
+                frames_per_window=section.frames_per_window,
                 queries_per_window=section.queries_per_window,
                 tail=section.tail,
                 hidden_size=section.hidden_size,

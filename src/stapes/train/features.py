@@ -108,7 +108,8 @@ def _encode_alone(model: StapesForConditionalGeneration, features: Tensor) -> np
     """Encode one clip's features (M, F): (T, D), float16.
 
     Not in a batch: its neighbours would depend on what is stored already, and products of another size round
-    differently, so that a run cut off while it stored features would end with other weights. On a CPU it costs nothing.
+    differently, so that a run cut off while it stored features would end with other weights. On a CPU it costs no time
+    (`benchmarks/throughput.py`); on a GPU it will.
     """
     frames, _ = model.encode(features[None].to(model.device))
     return frames[0].to("cpu", torch.float16).numpy()
