@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"errors", "files"},
     "weights": {"errors", "files"},
     "model": set(),
+    "convert": {"errors", "files", "model"},
     "data": {"errors", "files", "model"},
     "assembly": _LOADING,
     "inference": {*_LOADING, "assembly"},
@@ -31,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": _MEASURING,
     "bench": _MEASURING,
     "report": {"errors", "files", "environment"},
+    "plan": {"errors", "files", "environment", "recipe", "weights"},
 }
 EVERYTHING = {*MAY_IMPORT, "run"}
 MAY_IMPORT |= {"run": EVERYTHING, "cli": EVERYTHING, "__init__": EVERYTHING, "__main__": {"cli"}}

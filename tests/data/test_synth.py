@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from stapes.cli.main import app
 from stapes.data.check import check_manifests
 from stapes.data.sample import load_manifest
-from stapes.data.synth import open_engine, synthesize
+from stapes.data.synth import Speaker, open_engine, synthesize
 from stapes.errors import AudioError, ManifestError, StapesError, UsageError
 
 needs_flite = pytest.mark.skipif(which("flite") is None, reason="flite is not installed")
@@ -43,7 +43,7 @@ def sentences(tmp_path: Path) -> Path:
 
 def test_a_clip_and_a_manifest_line_for_each_sentence(sentences, tmp_path):
     speak = Whistler()
-    done = synthesize(sentences, tmp_path / "out", voices=["200"], speak=speak)
+    done = synthesize(sentences, tmp_path / "out", Speaker("whistler", ("200",), speak))
     assert (done.num_samples, done.num_spoken, done.seconds_of_speech) == (3, 3, 1.5)
     assert done.manifest == tmp_path / "out/lines.jsonl"
     assert json.loads(done.manifest.read_text().splitlines()[1]) == {
@@ -52,7 +52,7 @@ def test_a_clip_and_a_manifest_line_for_each_sentence(sentences, tmp_path):
         "duration_s": 0.7,
         "task": "asr",
         "target": "two and",
-        "source": "200",
+        "source": "whistler 200",
     }
     assert check_manifests([done.manifest]).problems == ()
     assert sorted(path.name for path in (tmp_path / "out/lines").iterdir()) == [f"00000{n}.flac" for n in range(3)]
@@ -64,7 +64,9 @@ def test_voices_and_rates_depend_on_seed_and_line_alone(tmp_path):
     asked = []
     for out, seed, jobs in (("a", 0, 1), ("b", 0, 4), ("c", 1, 1)):
         speak = Whistler()
-        synthesize(path, tmp_path / out, voices=["200", "300"], speak=speak, rates=(0.8, 1.25), seed=seed, jobs=jobs)
+        synthesize(
+            path, tmp_path / out, Speaker("whistler", ("200", "300"), speak), rates=(0.8, 1.25), seed=seed, jobs=jobs
+        )
         asked.append(sorted(speak.asked))
     assert asked[0] == asked[1] != asked[2]
     rates = [rate for _, _, rate in asked[0]]
@@ -75,13 +77,13 @@ def test_voices_and_rates_depend_on_seed_and_line_alone(tmp_path):
 
 def test_an_interrupted_run_goes_on_where_it_stopped(sentences, tmp_path):
     with pytest.raises(AudioError, match="cannot speak three"):
-        synthesize(sentences, tmp_path / "out", voices=["200"], speak=Whistler(fail_on="three"))
+        synthesize(sentences, tmp_path / "out", Speaker("whistler", ("200",), Whistler(fail_on="three")))
     assert not (tmp_path / "out/lines.jsonl").exists()
     assert (tmp_path / "out/lines.partial/000000.flac").exists()
-    with pytest.raises(StapesError, match=r"other sentences, voices, rates or another seed"):
-        synthesize(sentences, tmp_path / "out", voices=["200"], speak=Whistler(), seed=1)
+    with pytest.raises(StapesError, match=r"another text, engine, voices, rates or another seed"):
+        synthesize(sentences, tmp_path / "out", Speaker("whistler", ("200",), Whistler()), seed=1)
     speak = Whistler()
-    done = synthesize(sentences, tmp_path / "out", voices=["200"], speak=speak)
+    done = synthesize(sentences, tmp_path / "out", Speaker("whistler", ("200",), speak))
     assert [text for text, _, _ in speak.asked] == ["three"]
     assert (done.num_samples, done.num_spoken) == (3, 1)
     assert len(load_manifest(done.manifest)) == 3
@@ -92,24 +94,24 @@ def test_what_cannot_be_spoken_is_refused(sentences, tmp_path):
         return np.zeros(16_000, np.float32)
 
     with pytest.raises(AudioError, match='"one": was spoken as silence'):
-        synthesize(sentences, tmp_path / "out", voices=["200"], speak=silence)
+        synthesize(sentences, tmp_path / "out", Speaker("whistler", ("200",), silence))
     with pytest.raises(UsageError, match=r"rates \(1.1, 0.9\)"):
-        synthesize(sentences, tmp_path / "b", voices=["200"], speak=Whistler(), rates=(1.1, 0.9))
+        synthesize(sentences, tmp_path / "b", Speaker("whistler", ("200",), Whistler()), rates=(1.1, 0.9))
     with pytest.raises(ManifestError, match="no such file"):
-        synthesize(tmp_path / "gone.txt", tmp_path / "b", voices=["200"], speak=Whistler())
+        synthesize(tmp_path / "gone.txt", tmp_path / "b", Speaker("whistler", ("200",), Whistler()))
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ManifestError, match="holds no sentence"):
-        synthesize(tmp_path / "empty.txt", tmp_path / "b", voices=["200"], speak=Whistler())
+        synthesize(tmp_path / "empty.txt", tmp_path / "b", Speaker("whistler", ("200",), Whistler()))
     (tmp_path / "null.txt").write_text("a\nb\0c\n")
     with pytest.raises(ManifestError, match=r"null.txt:2: holds a null character"):
-        synthesize(tmp_path / "null.txt", tmp_path / "b", voices=["200"], speak=Whistler())
+        synthesize(tmp_path / "null.txt", tmp_path / "b", Speaker("whistler", ("200",), Whistler()))
     assert not (tmp_path / "b").exists()
 
 
 def test_a_finished_manifest_is_not_written_over(sentences, tmp_path):
-    synthesize(sentences, tmp_path / "out", voices=["200"], speak=Whistler())
+    synthesize(sentences, tmp_path / "out", Speaker("whistler", ("200",), Whistler()))
     with pytest.raises(StapesError, match="is there already"):
-        synthesize(sentences, tmp_path / "out", voices=["200"], speak=Whistler())
+        synthesize(sentences, tmp_path / "out", Speaker("whistler", ("200",), Whistler()))
 
 
 def test_an_engine_that_is_not_installed_is_named_with_the_way_to_get_it(monkeypatch, tmp_path):
@@ -130,12 +132,12 @@ def test_an_engine_that_fails_says_why(monkeypatch, tmp_path):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     with pytest.raises(AudioError, match="flite, speaking 'hello': no room"):
-        open_engine("flite", ["slt"])("hello", "slt", 1.0, np.random.default_rng(0))
+        open_engine("flite", ["slt"]).speak("hello", "slt", 1.0, np.random.default_rng(0))
 
 
 @needs_flite
 def test_flite_speaks_any_text_at_the_rate_that_is_asked(tmp_path):
-    speak = open_engine("flite", ["slt", "kal16"])
+    speak = open_engine("flite", ["slt", "kal16"]).speak
     rng = np.random.default_rng(0)
     slow, fast = (speak("the tide ebbed at noon", "slt", rate, rng) for rate in (0.8, 1.25))
     assert 1.4 < slow.shape[0] / fast.shape[0] < 1.7
@@ -149,7 +151,7 @@ def test_flite_speaks_any_text_at_the_rate_that_is_asked(tmp_path):
 
 @needs_espeak
 def test_espeak_speaks_and_knows_its_variants():
-    speak = open_engine("espeak-ng", ["en-us", "en-gb+f3"])
+    speak = open_engine("espeak-ng", ["en-us", "en-gb+f3"]).speak
     rng = np.random.default_rng(0)
     slow, fast = (speak("the tide ebbed at noon", "en-gb+f3", rate, rng) for rate in (0.8, 1.25))
     assert 1.3 < slow.shape[0] / fast.shape[0] < 1.8
@@ -166,5 +168,5 @@ def test_the_verb(sentences, tmp_path):
     figures = json.loads(done.stdout)
     assert (figures["num_samples"], figures["voices"]) == (3, ["slt", "rms"])
     samples = load_manifest(figures["manifest"])
-    assert {sample.source for sample in samples} <= {"slt", "rms"}
+    assert {sample.source for sample in samples} <= {"flite slt", "flite rms"}
     assert soundfile.info(samples[0].audio).samplerate == 16_000

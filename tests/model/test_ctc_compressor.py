@@ -136,7 +136,7 @@ def test_it_learns_what_is_said_and_keeps_a_slot_for_sound() -> None:
         loss.backward()
         optimizer.step()
     connector.eval()
-    assert float(connector.ctc_loss(frames, mask, labels)) < 0.1
+    assert connector.ctc_loss(frames, mask, labels).item() < 0.1
     steps = connector.read(frames, mask)
     _, num_speech = speech_slots(steps.logits, steps.mask, torch.full((4,), 6))
     assert num_speech.tolist() == [3, 3, 3, 3]

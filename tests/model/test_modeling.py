@@ -180,6 +180,16 @@ def test_audio_tokens_without_audio_are_refused(tiny_model_and_processor: ModelF
         model()
 
 
+@torch.no_grad()
+def test_drafted_tokens_may_look_like_audio(tiny_model_and_processor: ModelFactory, speech_like: Waveforms) -> None:
+    """Prompt lookup drafts what followed the same words earlier on: audio tokens, if those stood before the audio."""
+    model, processor = tiny_model_and_processor()
+    inputs = processor.prepare([speech_like(1.0, 0)], ["Hi?"])
+    cache = model(**inputs, use_cache=True).cache
+    drafted = torch.tensor([[5, processor.audio_token_id, 6]])
+    assert model(input_ids=drafted, cache=cache, use_cache=True).logits.shape == (1, 3, 262)
+
+
 # Frozen means frozen
 
 
@@ -217,6 +227,13 @@ def test_frozen_parts_have_no_gradient_and_stay_in_eval_mode(
         if parameter.grad is not None
     }
     assert learning == trainable
+
+
+def test_whispers_position_table_is_never_learnt(tiny_model_and_processor: ModelFactory) -> None:
+    model, _ = tiny_model_and_processor()
+    model.set_trainable({"speech_encoder"})
+    frozen = [n for n, p in model.named_parameters() if n.startswith("speech_encoder.") and not p.requires_grad]
+    assert frozen == ["speech_encoder.embed_positions.weight"]
 
 
 def test_set_trainable_in_the_midst_of_training(tiny_model_and_processor: ModelFactory) -> None:

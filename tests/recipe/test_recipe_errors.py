@@ -200,6 +200,10 @@ QFORMER_KEYS = (
             "R: train.align: `objective: ctc` teaches a connector of kind ctc_compressor, not windowed_qformer",
         ),
         (
+            WHOLE + "    feature_cache: false\n    augment: {frames: {}}\n",
+            "R: train.align: `augment.frames` acts on stored encoder output; drop it or `feature_cache: false`",
+        ),
+        (
             LORA_STAGE + "    objective: ctc\n",
             "R: train.align: the LLM has no part in `objective: ctc`; take lora out of `trainable`",
         ),
@@ -214,6 +218,10 @@ QFORMER_KEYS = (
         (
             WHOLE + "    lora: {r: 4}\n",
             "R: train.align: `lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`",
+        ),
+        (
+            LORA_STAGE + "  tune:\n    data: {t.jsonl: 1}\n    max_steps: 1\n    trainable: [lora]\n    lora: {r: 8}\n",
+            "R: train.tune.lora: adapters stay for later stages and cannot change their shape; drop it",
         ),
         (
             WHOLE + "    trainable: [lora]\n",

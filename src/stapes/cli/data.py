@@ -162,13 +162,12 @@ def synth(
     from .printing import print_json
 
     names = [name.strip() for name in voices.split(",") if name.strip()]
-    speak = open_engine(engine, names, model)
+    speaker = open_engine(engine, names, model)
     with _progress_bar("speaking") as progress:
         done = synthesize(
             sentences,
             out,
-            voices=names,
-            speak=speak,
+            speaker,
             rates=rates,
             seed=seed,
             jobs=jobs or os.cpu_count() or 1,

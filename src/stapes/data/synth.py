@@ -36,6 +36,21 @@ Speak = Callable[[str, str, float, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True)
+class Speaker:
+    """A speech synthesiser that was found on this machine, see `open_engine`.
+
+    Attributes:
+        engine: its name, which the manifest tells.
+        voices: each sentence is spoken by one of them, all equally often; a voice may be listed twice.
+        speak: what speaks.
+    """
+
+    engine: str
+    voices: tuple[str, ...]
+    speak: Speak
+
+
+@dataclass(frozen=True)
 class Synthesized:
     """What `synthesize` made.
 
@@ -55,9 +70,8 @@ class Synthesized:
 def synthesize(
     sentences: str | Path,
     out_dir: str | Path,
+    speaker: Speaker,
     *,
-    voices: Sequence[str],
-    speak: Speak,
     rates: tuple[float, float] = (1.0, 1.0),
     seed: int = 0,
     jobs: int = 1,
@@ -71,8 +85,7 @@ def synthesize(
     Args:
         sentences: UTF-8 text, a sentence a line; empty lines are passed over. Its name without suffix is NAME.
         out_dir: a folder; it may hold other manifests already.
-        voices: each line is spoken by one of them, all equally often; a voice may be listed twice.
-        speak: what speaks, see `open_engine`.
+        speaker: what speaks, see `open_engine`; a sample's `source` names its engine and voice.
         rates: the tempo is drawn between these two, evenly; 1.1 is 10 % faster.
         seed: of voices and rates.
         jobs: how many clips are spoken at a time.
@@ -85,25 +98,28 @@ def synthesize(
         StapesError: if the manifest is there already, or the interrupted attempt had other settings.
     """
     sentences, out_dir = Path(sentences), Path(out_dir)
-    lines = _read_lines(sentences)
-    if not voices or not 0 < rates[0] <= rates[1]:
-        raise UsageError(f"voices {list(voices)}, rates {rates}: wanted a voice, and two rates above 0 in order")
+    lines, voices = _read_lines(sentences), speaker.voices
+    _check_settings(voices, rates)
     folder, manifest = out_dir / sentences.stem, out_dir / f"{sentences.stem}.jsonl"
     for path in (folder, manifest):
         if path.exists():
             raise StapesError(f"{path}: is there already; remove it or name another folder")
     with staged_folder(folder, keep_on_error=True) as work:
-        _claim(work, {"lines": lines, "voices": list(voices), "rates": list(rates), "seed": seed})
+        _claim(
+            work, {"lines": lines, "engine": speaker.engine, "voices": list(voices), "rates": list(rates), "seed": seed}
+        )
 
         def make(number: int) -> tuple[Sample, bool]:
             rng = np.random.default_rng((seed, number))
             voice, rate = voices[int(rng.integers(len(voices)))], float(rng.uniform(*rates))
             path = work / f"{number:06d}.flac"
             if spoken := not path.exists():
-                _write_flac(path, speak(lines[number], voice, rate, rng), lines[number])
+                _write_flac(path, speaker.speak(lines[number], voice, rate, rng), lines[number])
             duration_s = round(soundfile.info(path).frames / SAMPLE_RATE_HZ, 3)
             name = f"{sentences.stem}-{number:06d}"
-            return Sample(name, folder / path.name, duration_s, "asr", None, lines[number], voice), spoken
+            return Sample(
+                name, folder / path.name, duration_s, "asr", None, lines[number], f"{speaker.engine} {voice}"
+            ), spoken
 
         made = _make_all(make, len(lines), jobs, progress)
         (work / _SETTINGS_FILE).unlink()
@@ -113,7 +129,7 @@ def synthesize(
     return Synthesized(manifest, len(made), sum(spoken for _, spoken in made), round(seconds, 3))
 
 
-def open_engine(engine: Engine, voices: Sequence[str], model_dir: Path | None = None) -> Speak:
+def open_engine(engine: Engine, voices: Sequence[str], model_dir: Path | None = None) -> Speaker:
     """Find a speech synthesiser and make sure that it has the voices.
 
     Args:
@@ -129,7 +145,7 @@ def open_engine(engine: Engine, voices: Sequence[str], model_dir: Path | None = 
             _require_program("flite")
             known = _run(["flite", "-lv"], "flite, listing its voices").partition(":")[2].split()
             _require_voices(engine, voices, known)
-            return _speak_flite
+            speak = _speak_flite
         case "espeak-ng":
             _require_program("espeak-ng")
             # Its list has the columns Pty, Language, Age/Gender, VoiceName, File, Other; a variant's file is `!v/NAME`.
@@ -139,11 +155,12 @@ def open_engine(engine: Engine, voices: Sequence[str], model_dir: Path | None = 
             # espeak-ng itself leaves out a variant that is not there without a word.
             variants = [voice.partition("+")[2] for voice in voices if "+" in voice]
             _require_voices(engine, variants, [file.partition("(")[0].strip() for file in files])
-            return _speak_espeak
+            speak = _speak_espeak
         case "kokoro":
-            return _open_kokoro(voices, model_dir)
+            speak = _open_kokoro(voices, model_dir)
         case _:
             assert_never(engine)
+    return Speaker(engine, tuple(voices), speak)
 
 
 def _make_all(
@@ -160,6 +177,11 @@ def _make_all(
         # After an error or Ctrl-C nothing more is to be spoken.
         pool.shutdown(cancel_futures=True)
     return made
+
+
+def _check_settings(voices: Sequence[str], rates: tuple[float, float]) -> None:
+    if not voices or not 0 < rates[0] <= rates[1]:
+        raise UsageError(f"voices {list(voices)}, rates {rates}: wanted a voice, and two rates above 0 in order")
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -185,7 +207,7 @@ def _claim(work: Path, settings: dict) -> None:
     path = work / _SETTINGS_FILE
     if path.exists() and read_json(path) != settings:
         raise StapesError(
-            f"{work}: holds clips of an interrupted run with other sentences, voices, rates or another seed; "
+            f"{work}: holds clips of an interrupted run with another text, engine, voices, rates or another seed; "
             "repeat those, or remove the folder"
         )
     if not path.exists():

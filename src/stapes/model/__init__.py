@@ -1,10 +1,19 @@
 """The model, its configuration and its processor, known to transformers' Auto classes."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
+from .beats import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
 from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
 from .ctc_compressor import CTCCompressor
 from .ctc_vocabulary import CTCVocabulary
+from .eat import EatConfig, EatEncoder, EatFeatureExtractor
 from .modeling import StapesForConditionalGeneration
 from .processing import StapesFeatureExtractor, StapesProcessor, find_reserved_tokens
 
@@ -13,11 +22,23 @@ AutoModelForCausalLM.register(StapesConfig, StapesForConditionalGeneration)
 AutoModelForMultimodalLM.register(StapesConfig, StapesForConditionalGeneration)
 AutoFeatureExtractor.register(StapesConfig, StapesFeatureExtractor)
 AutoProcessor.register(StapesConfig, StapesProcessor)
+AutoConfig.register(BeatsConfig.model_type, BeatsConfig)
+AutoModel.register(BeatsConfig, BeatsEncoder)
+AutoFeatureExtractor.register(BeatsConfig, BeatsFeatureExtractor)
+AutoConfig.register(EatConfig.model_type, EatConfig)
+AutoModel.register(EatConfig, EatEncoder)
+AutoFeatureExtractor.register(EatConfig, EatFeatureExtractor)
 
 __all__ = [
+    "BeatsConfig",
+    "BeatsEncoder",
+    "BeatsFeatureExtractor",
     "CTCCompressor",
     "CTCVocabulary",
     "ConnectorConfig",
+    "EatConfig",
+    "EatEncoder",
+    "EatFeatureExtractor",
     "StapesConfig",
     "StapesFeatureExtractor",
     "StapesForConditionalGeneration",

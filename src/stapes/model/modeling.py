@@ -111,7 +111,9 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         for name, parameter in self.named_parameters():
             part = "lora" if ".lora_" in name else name.partition(".")[0]
-            parameter.requires_grad_(part in parts)
+            # Whisper's position table is a formula, not learnt.
+            is_fixed = name == "speech_encoder.embed_positions.weight"
+            parameter.requires_grad_(part in parts and not is_fixed)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> StapesForConditionalGeneration:
@@ -210,17 +212,9 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
             if encoder_frames is None and input_features is not None:
                 encoder_frames, encoder_frames_mask = self.encode(input_features, input_features_mask)
-            if encoder_frames is not None:
-                if encoder_frames_mask is None:
-                    encoder_frames_mask = encoder_frames.new_ones(encoder_frames.shape[:2], dtype=torch.bool)
-                audio = self.connect(encoder_frames, encoder_frames_mask)
-                self._check_rows(input_ids, encoder_frames_mask)
-                inputs_embeds = self.place_audio(input_ids, inputs_embeds, audio)
-            elif _is_empty(kwargs.get("cache")) and bool((input_ids == self.config.audio_token_id).any()):
-                raise ValueError("the prompts hold audio tokens but no audio is given; pass `input_features` with them")
+            inputs_embeds = self._embed(input_ids, encoder_frames, encoder_frames_mask, kwargs.get("cache"))
 
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
@@ -234,6 +228,28 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         loss = nn.functional.cross_entropy(outputs.logits.float(), targets, reduction=reduction)
         outputs.loss = loss if num_items_in_batch is None else loss / num_items_in_batch
         return outputs
+
+    def _embed(self, input_ids: Tensor, frames: Tensor | None, frames_mask: Tensor | None, cache: Any) -> Tensor:
+        """Embed prompts (B, L) with the audio of `frames` (B, T, D) in place → (B, L, D_llm)."""
+        embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
+        if frames is None:
+            # With a cache the audio is in it already; tokens that another model drafted may then look like audio.
+            if _is_empty(cache) and bool((input_ids == self.config.audio_token_id).any()):
+                raise ValueError("the prompts hold audio tokens but no audio is given; pass `input_features` with them")
+            return embeds
+        if frames_mask is None:
+            frames_mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
+        self._check_rows(input_ids, frames_mask)
+        return self.place_audio(input_ids, embeds, self.connect(frames, frames_mask))
+
+    def _check_rows(self, input_ids: Tensor, frames_mask: Tensor) -> None:
+        """Refuse prompts that agree with the clips in total only: a clip would go on in another row's prompt."""
+        held = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
+        given = [self.config.num_audio_tokens(2 * num_frames) for num_frames in frames_mask.sum(dim=1).tolist()]
+        if sum(held) == sum(given) and not {*accumulate(held)} <= {0, *accumulate(given)}:
+            raise ValueError(
+                f"the prompts hold {held} audio tokens but the clips give {given}; give clips and prompts in one order"
+            )
 
     def place_audio(self, input_ids: Tensor, inputs_embeds: Tensor, audio: Tensor) -> Tensor:
         """Put audio embeddings (ΣA, D_llm) in place of the audio tokens' embeddings in (B, L, D_llm).
@@ -250,15 +266,6 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return inputs_embeds.masked_scatter(placeholders[:, :, None], audio.to(inputs_embeds))
 
-    def _check_rows(self, input_ids: Tensor, frames_mask: Tensor) -> None:
-        """Refuse prompts that agree with the clips in total only: a clip would go on in another row's prompt."""
-        held = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
-        given = [self.config.num_audio_tokens(2 * num_frames) for num_frames in frames_mask.sum(dim=1).tolist()]
-        if sum(held) == sum(given) and not {*accumulate(held)} <= {0, *accumulate(given)}:
-            raise ValueError(
-                f"the prompts hold {held} audio tokens but the clips give {given}; give clips and prompts in one order"
-            )
-
     def prepare_inputs_for_generation(
         self,
         input_ids: Any,
@@ -271,11 +278,13 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Choose what one pass of `generate` sees: the audio goes with the pass that reads the prompt, and no other.
 
-        Where we differ from transformers: a model that drafts for another one (assisted generation) hears the audio
-        too, and stored `encoder_frames` are inputs like any other.
+        Text is prepared by the LLM, which may have ways of its own (Mamba takes no mask once it has a state). Where we
+        differ from transformers: a model that drafts for another one (assisted generation) hears the audio too, and
+        stored `encoder_frames` are inputs like any other.
         """
-        # The protocol that types the base method asks for attributes that transformers' own models lack.
-        inputs = cast(Any, super()).prepare_inputs_for_generation(
+        audio = {name: kwargs.pop(name) for name in _AUDIO_INPUTS if name in kwargs}
+        # The protocol that types generation asks for attributes that transformers' own models lack.
+        inputs = cast(Any, self.language_model).prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
             cache=cache,
@@ -284,10 +293,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        audio = {name: kwargs[name] for name in _AUDIO_INPUTS if kwargs.get(name) is not None}
-        if is_first_iteration or _is_empty(cache):
-            return {**inputs, **audio}
-        return {name: value for name, value in inputs.items() if name not in audio}
+        return {**inputs, **audio} if is_first_iteration or _is_empty(cache) else inputs
 
     def num_parameters_by_part(self) -> dict[str, int]:
         """Count parameters of speech_encoder, connector, language_model (without adapters), lora, and in `total`.

@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 Part = Literal["speech_encoder", "connector", "language_model", "lora"]
 
+_ENCODER_FRAMES_PER_S = 50
+"""Of any Whisper."""
+
 
 def _ordered(span: tuple[float, float]) -> tuple[float, float]:
     if span[0] > span[1]:
@@ -40,6 +43,11 @@ class WindowedQFormer(Section):
     intermediate_size: int = Field(3072, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
 
+    @property
+    def frames_per_window(self) -> int:
+        """K: encoder frames, 20 ms apart, that come nearest to `window_s`; at least 1."""
+        return max(1, round(self.window_s * _ENCODER_FRAMES_PER_S))
+
     @model_validator(mode="after")
     def _heads_divide(self) -> WindowedQFormer:
         if self.hidden_size % self.num_heads:
@@ -68,13 +76,23 @@ class CTCCompressor(Section):
     intermediate_size: int = Field(2048, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
 
+    @property
+    def frames_per_slot(self) -> int:
+        """K: encoder frames, 20 ms apart, that come nearest to `slot_s`."""
+        return round(self.slot_s * _ENCODER_FRAMES_PER_S)
+
+    @property
+    def stride(self) -> int:
+        """Encoder frames to one step of CTC."""
+        return round(self.step_s * _ENCODER_FRAMES_PER_S)
+
     @model_validator(mode="after")
     def _shape_fits(self) -> CTCCompressor:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide by num_heads {self.num_heads}")
         if self.step_s > self.slot_s:
             raise ValueError(f"step_s {self.step_s:g} is longer than slot_s {self.slot_s:g}")
-        if round(self.step_s / 0.02) % 2:
+        if self.stride % 2:
             raise ValueError(f"step_s is {self.step_s:g}; wanted a multiple of 0.04")
         return self
 
@@ -86,6 +104,7 @@ class Model(Section):
     """What the audio language model is made of. Names are Hub ids, or folders if they begin with `.` or `/`."""
 
     speech_encoder: str
+    sound_encoder: str | None = None  # a BEATs or EAT whose tokens join the speech encoder's frames
     llm: str
     connector: Connector
     prompt: str = "chat"  # the LLM's chat template; `plain`: SALMONN's USER/ASSISTANT; or a text with both fields
@@ -164,6 +183,13 @@ class SpecAugment(Section):
     max_share: float = Field(0.2, gt=0, le=1)
 
 
+class FrameAugment(Section):
+    """On the encoder's stored output (values of order 1), drawn anew each time a clip is seen: noise, then masks."""
+
+    noise_std: Span = (0.0, 0.3)
+    masks: SpecAugment = SpecAugment(time_masks=2, max_time_frames=18, freq_masks=2, max_freq_bins=48, max_share=0.2)
+
+
 class Augment(Section):
     """Augmentation of training audio, applied in this order. With a feature cache each clip has `copies` versions."""
 
@@ -174,6 +200,7 @@ class Augment(Section):
     codec: Codec | None = None
     gain: Gain | None = None
     spec_augment: SpecAugment | None = None
+    frames: FrameAugment | None = None  # needs the feature cache
     copies: int = Field(4, ge=1)
 
 
@@ -210,6 +237,14 @@ class LoRA(Section):
     target_modules: Annotated[tuple[str, ...] | str, BeforeValidator(_module_names)] = ("q_proj", "v_proj")
 
 
+class Quantization(Section):
+    """QLoRA (arXiv 2305.14314): the LLM's Linear layers are kept in 4 bits while adapters are trained."""
+
+    bits: Literal[4] = 4
+    kind: Literal["nf4"] = "nf4"
+    double_quant: bool = True  # the scales are quantised too
+
+
 class Stage(Section):
     """One stage of training. Keys that TrainingArguments has carry its names.
 
@@ -222,6 +257,7 @@ class Stage(Section):
     valid: tuple[Path, ...] = ()  # manifests whose loss is measured each `save_steps`
     trainable: tuple[Part, ...] = Field(("connector",), min_length=1)
     lora: LoRA | None = None
+    quantization: Quantization | None = None
     max_steps: int = Field(ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     per_device_train_batch_size: int = Field(8, ge=1)
@@ -238,6 +274,8 @@ class Stage(Section):
     def _consistent(self) -> Stage:
         if self.objective == "ctc" and (idle := sorted({"lora", "language_model"} & set(self.trainable))):
             raise ValueError(f"the LLM has no part in `objective: ctc`; take {' and '.join(idle)} out of `trainable`")
+        if self.augment and self.augment.frames and not self.feature_cache:
+            raise ValueError("`augment.frames` acts on stored encoder output; drop it or `feature_cache: false`")
         if self.lora is not None and "lora" not in self.trainable:
             raise ValueError("`lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`")
         for path, weight in self.data.items():
@@ -319,6 +357,11 @@ class Recipe(Section):
             given = any(s.lora for s in list(self.train.values())[: earlier + 1])
             if "lora" in stage.trainable and not given:
                 raise ValueError(f"train.{name}: `trainable` lists lora, but no stage up to here has a `lora` section")
+            first = next((s.lora for s in self.train.values() if s.lora), None)
+            if stage.lora and stage.lora != first:
+                raise ValueError(
+                    f"train.{name}.lora: adapters stay for later stages and cannot change their shape; drop it"
+                )
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"compress: each kind of step may stand once, not {', '.join(kinds)}")
         if "merge_lora" in kinds and not has_lora:

@@ -65,6 +65,9 @@ class Examples(Dataset[Example]):
         if self.cache is None:
             return Example(instruction, sample.target, input_features=self.features(draw), transcript=transcript)
         frames = self.cache.load(self.cache_path(draw))
+        if self.augment is not None and (section := self.augment.frames) is not None:
+            seed = sample_seed(self.seed, sample.id, draw.draw)
+            frames = effects.augment_frames(frames, section.noise_std, section.masks.model_dump(), seed)
         return Example(instruction, sample.target, encoder_frames=frames, transcript=transcript)
 
     def draws(self) -> list[Draw]:
@@ -122,11 +125,11 @@ def waveform_effects(section: Augment) -> list[effects.Effect]:
 
 
 def augment_identity(section: Augment) -> str:
-    """Name an augmentation by its settings and the recordings it takes; how many `copies` there are changes none."""
+    """Name an augmentation by its settings and the recordings it takes; what is not stored changes none."""
     recordings = []
     for effect in (section.noise, section.reverb):
         if effect is not None and effect.folder is not None:
             recordings += [
                 (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in list_recordings(effect.folder)
             ]
-    return f"{section.model_dump_json(exclude={'copies'})} {recordings}"
+    return f"{section.model_dump_json(exclude={'copies', 'frames'})} {recordings}"

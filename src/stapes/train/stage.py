@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, assert_never, cast
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from .clipping import DynamicClipping
 from .examples import Examples
 from .features import FeatureCache, encoder_identity
 from .precision import Precision, choose_attention, choose_precision, torch_dtype
+from .processes import device_type, this_process
 from .trainee import Trainee
 from .trainer import StageTrainer
 
@@ -122,7 +122,7 @@ def train_stage(
         save_model(model.eval(), processor, folder, trained_only=True)
         write_json(folder / RESULT_FILE, dataclasses.asdict(result))
         shutil.rmtree(folder / "checkpoints")
-    PartialState().wait_for_everyone()
+    this_process().wait_for_everyone()
     return result
 
 
@@ -152,13 +152,11 @@ def _refuse_unheard(stage: Stage, name: str, corpora: Sequence[Sequence[Sample]]
 
 def _one_device_arguments(stage: Stage, name: str, seed: int, folder: Path) -> TrainingArguments:
     """Make the Trainer's arguments, and refuse to spread one process over several GPUs."""
-    device = PartialState().device
-    assert device is not None  # chosen when the state is made
-    arguments = training_arguments(stage, name=name, seed=seed, folder=folder, device=device.type)
+    arguments = training_arguments(stage, name=name, seed=seed, folder=folder, device=device_type())
     if arguments.n_gpu > 1:
         raise StapesError(
-            f"{arguments.n_gpu} GPUs are there for one process; start with `accelerate launch -m stapes run …`, or let "
-            "it see one (`CUDA_VISIBLE_DEVICES=0`)"
+            f"{arguments.n_gpu} GPUs are there for one process; start with `accelerate launch --multi_gpu`, or let it "
+            "see one (`CUDA_VISIBLE_DEVICES=0`)"
         )
     return arguments
 
@@ -219,7 +217,7 @@ def _load_data(
         weights=list(stage.data.values()),
         batch_size=stage.per_device_train_batch_size,
         accumulation_steps=stage.gradient_accumulation_steps,
-        world_size=PartialState().num_processes,
+        world_size=this_process().num_processes,
         num_steps=stage.max_steps,
         seed=seed,
     )
@@ -237,7 +235,7 @@ def _fill_cache(
     if train_set.cache is None:
         return 0, 0.0
     started = time.monotonic()
-    state = PartialState()
+    state = this_process()
     share = (state.process_index, state.num_processes)
     encoded = train_set.cache.fill(model, train_set, (draw for batch in sampler for draw in batch), share)
     encoded += train_set.cache.fill(model, valid_set, valid_set.draws(), share)
@@ -254,7 +252,7 @@ def _run(trainer: StageTrainer, name: str, folder: Path) -> int:
         raise StapesError("stapes trains data-parallel only; use `accelerate launch` without DeepSpeed or FSDP")
     checkpoint = last_checkpoint(folder / "checkpoints", trainer.args.world_size)
     resumed_from = checkpoint_step(checkpoint) if checkpoint else 0
-    PartialState().wait_for_everyone()
+    this_process().wait_for_everyone()
     if trainer.is_world_process_zero():
         remove_torn_checkpoints(folder / "checkpoints")
     _place_tensorboard(trainer, folder / "tensorboard", resumed_from)
