@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,86 @@ def test_sampling_and_beams_go_through(lm: AudioLM, speech_like: Waveforms) -> N
     assert len(lm.answer(clips, instructions, max_new_tokens=8, num_beams=3)) == 2
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_streamed_answer_is_the_answer(
+    tiny_model_and_processor: ModelFactory, speech_like: Waveforms, seed: int
+) -> None:
+    """The words of a random model are random bytes, so most of its text is broken UTF-8: the hardest case."""
+    lm = AudioLM(*tiny_model_and_processor(seed=seed))
+    clip = speech_like(1.0 + seed, seed)
+    (whole,) = lm.answer([clip], ["Hi?"], max_new_tokens=40)
+    stream = lm.stream(clip, "Hi?", max_new_tokens=40)
+    pieces = list(stream)
+    assert "".join(pieces).encode() == whole.text.encode()
+    assert "" not in pieces
+    assert stream.answer == whole
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "  good\nmorning \n",
+        "naïve 日本語 🎉!",
+        "a \N{REPLACEMENT CHARACTER} b\N{REPLACEMENT CHARACTER}",
+        "a<|im_start|>b",
+        "",
+    ],
+)
+def test_pieces_are_never_taken_back(lm: AudioLM, speech_like: Waveforms, text: str) -> None:
+    force(lm, text)
+    stream = lm.stream(speech_like(1.0, 0), "Hi?")
+    pieces = list(stream)
+    said = text.replace("<|im_start|>", "").strip()
+    assert "".join(pieces) == said
+    # One token is one byte here, and a character is not shown before its last one.
+    assert len(pieces) >= len(said.split())
+    assert stream.answer is not None
+    assert not stream.answer.truncated
+
+
+def test_a_piece_is_there_before_the_next_is_made(lm: AudioLM, speech_like: Waveforms) -> None:
+    force(lm, "good morning", end=False)
+    stream = lm.stream(speech_like(1.0, 0), "Hi?", max_new_tokens=400)
+    assert next(stream) == "g"
+    assert (stream.answer, stream.ttft_s is not None) == (None, True)
+    stream.close()
+    left = list(stream)
+    assert len(left) < 300
+    assert stream.answer is None
+
+
+def test_what_a_streamed_answer_cost(lm: AudioLM, speech_like: Waveforms) -> None:
+    force(lm, "good")
+    clip = speech_like(2.0, 0)
+    started = perf_counter()
+    stream = lm.stream(clip, "Hi?")
+    assert (stream.ttft_s, stream.tokens_per_s) == (None, None)
+    assert "".join(stream) == "good"
+    taken_s = perf_counter() - started
+    assert stream.num_audio_tokens == 6  # ceil(100 encoder frames / 17)
+    assert stream.ttft_s is not None
+    assert stream.tokens_per_s is not None
+    # Four letters and the end symbol: four tokens after the first.
+    assert 0 < stream.ttft_s < stream.ttft_s + 4 / stream.tokens_per_s <= taken_s
+
+
+def test_a_single_token_has_no_rate(lm: AudioLM, speech_like: Waveforms) -> None:
+    force(lm, "")
+    stream = lm.stream(speech_like(1.0, 0), "Hi?")
+    assert list(stream) == []
+    assert stream.answer == Answer("", 1, truncated=False)
+    assert (stream.ttft_s is not None, stream.tokens_per_s) == (True, None)
+
+
+def test_nothing_is_settled_where_the_tokenizer_rewrites(lm: AudioLM, speech_like: Waveforms) -> None:
+    lm.processor.tokenizer.clean_up_tokenization_spaces = True
+    force(lm, "I do n't .")
+    clip = speech_like(1.0, 0)
+    pieces = list(lm.stream(clip, "Hi?"))
+    assert len(pieces) == 1
+
+
 @pytest.mark.parametrize(
     ("audio", "message"),
     [
@@ -127,6 +208,8 @@ def test_sampling_and_beams_go_through(lm: AudioLM, speech_like: Waveforms) -> N
 def test_audio_that_cannot_be_used(lm: AudioLM, audio: Any, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         lm.transcribe(audio)
+    with pytest.raises(AudioError, match=message):
+        lm.stream(audio, "Hi?")
 
 
 def test_an_answer_needs_a_lead_that_rounding_cannot_take(lm: AudioLM) -> None:

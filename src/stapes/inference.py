@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,10 @@ from .assembly import load_model
 from .data.audio import load_audio, prepare_waveform
 from .data.prompts import TEST_INSTRUCTIONS
 from .model import StapesForConditionalGeneration, StapesProcessor
+from .streaming import TokenStream, settled
+
+MAX_NEW_TOKENS = 200
+"""How long an answer may get, in tokens, where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,25 @@ class AudioLM:
         Raises:
             AudioError: if the audio cannot be used.
         """
-        waveform = prepare_waveform(audio, 16_000) if isinstance(audio, np.ndarray) else load_audio(audio)
-        return self.answer([waveform], [question], **generate)[0].text
+        return self.answer([_waveform(audio)], [question], **generate)[0].text
+
+    def stream(
+        self, audio: str | Path | np.ndarray, question: str, *, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> AnswerStream:
+        """Start a greedy answer and hand it out piece by piece, while the model is still speaking.
+
+        Args:
+            audio: a file that soundfile reads, or samples (N,) at 16 kHz, float in [-1, 1]. Any length.
+            question: text: a question, or any instruction.
+            max_new_tokens: at most this many tokens of answer.
+
+        Returns:
+            An iterator over pieces of text. Joined they are what `ask` returns.
+
+        Raises:
+            AudioError: if the audio cannot be used.
+        """
+        return AnswerStream(self, _waveform(audio), question, max_new_tokens)
 
     def answer(self, waveforms: Sequence[np.ndarray], instructions: Sequence[str], **generate: Any) -> list[Answer]:
         """Answer a batch: one instruction for each waveform (N,), float32, mono, 16 kHz.
@@ -91,27 +113,110 @@ class AudioLM:
     ) -> tuple[list[Answer], list[float]]:
         """Return the answers, and of each how close any two tokens came (infinite where tokens are not the best)."""
         inputs = self.processor.prepare(waveforms, instructions).to(self.model.device)
-        generate = {"max_new_tokens": 200, "do_sample": False, **generate}
+        generate = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, **generate}
         greedy = not generate["do_sample"] and generate.get("num_beams", 1) == 1
         margins = _Margins()
         if greedy:
             generate["logits_processor"] = [*generate.get("logits_processor", ()), margins]
         # The protocol that types `generate` asks for attributes that transformers' own models lack.
         output = cast(Any, self.model).generate(**inputs, **generate)
-        answers = [self._read(row) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+        answers = [self.read(row) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
         if not greedy:
             return answers, [math.inf] * len(answers)
         # What a row is given after its end symbol was not chosen.
         steps = torch.stack(margins.steps, dim=1)
         return answers, [float(row[: answer.num_tokens].min()) for row, answer in zip(steps, answers, strict=True)]
 
-    def _read(self, token_ids: list[int]) -> Answer:
+    def read(self, token_ids: Sequence[int]) -> Answer:
+        """Turn generated tokens into an answer; what follows the end symbol is not part of it."""
         eos = self.model.generation_config.eos_token_id
         ends = {eos} if isinstance(eos, int) else set(eos or ())
         end = next((position for position, token in enumerate(token_ids) if token in ends), None)
         said = token_ids if end is None else token_ids[:end]
         text = self.processor.tokenizer.decode(said, skip_special_tokens=True).strip()
         return Answer(text, len(said) + (end is not None), truncated=end is None)
+
+
+class AnswerStream:
+    """An answer in pieces of text, as the model makes it; then the whole of it and what it cost.
+
+    Example:
+        ```python
+        stream = lm.stream("clip.ogg", "Is someone speaking?")
+        for piece in stream:
+            print(piece, end="", flush=True)
+        print(stream.answer, stream.ttft_s)
+        ```
+
+    Attributes:
+        num_audio_tokens: A, the audio tokens of the prompt.
+        ttft_s: from the samples to the first token (features, encoder, connector, prefill); None before it.
+        tokens_per_s: of the tokens after the first, so that the prompt's length does not matter; None before the
+            second.
+        answer: what `AudioLM.answer` would have returned; None until the last piece was taken, or if closed before.
+    """
+
+    def __init__(self, lm: AudioLM, waveform: np.ndarray, instruction: str, max_new_tokens: int) -> None:
+        self._lm = lm
+        self._started_s = perf_counter()
+        inputs = lm.processor.prepare([waveform], [instruction]).to(lm.model.device)
+        self.num_audio_tokens = int((inputs["input_ids"] == lm.model.config.audio_token_id).sum())
+        self.answer: Answer | None = None
+        self._token_ids: list[int] = []
+        self._first_s = self._last_s = 0.0
+        self._given = ""
+        self._closed = False
+        self._tokens = TokenStream(lm.model, inputs, max_new_tokens=max_new_tokens)
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds from the samples to the first token."""
+        return self._first_s - self._started_s if self._token_ids else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens a second after the first one."""
+        later = len(self._token_ids) - 1
+        return later / (self._last_s - self._first_s) if later > 0 else None
+
+    def __iter__(self) -> AnswerStream:
+        return self
+
+    def __next__(self) -> str:
+        for token_id, at_s in self._tokens:
+            if not self._token_ids:
+                self._first_s = at_s
+            self._token_ids.append(token_id)
+            self._last_s = at_s
+            if piece := self._piece(settled(self._decoded())):
+                return piece
+        if self._closed or self.answer is not None:
+            raise StopIteration
+        self.answer = self._lm.read(self._token_ids)
+        assert self.answer.text.startswith(self._given)
+        if piece := self._piece(self.answer.text):
+            return piece
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the model and wait until it has; any thread may. An answer that is not complete stays away."""
+        self._closed = True
+        self._tokens.close()
+
+    def _decoded(self) -> str:
+        tokenizer = self._lm.processor.tokenizer
+        # Such a tokenizer turns "do n't" into "don't" when the last piece is there: nothing is settled before the end.
+        if getattr(tokenizer, "clean_up_tokenization_spaces", False):
+            return ""
+        return self._lm.read(self._token_ids).text
+
+    def _piece(self, text: str) -> str:
+        """Return what `text` adds to the pieces given so far."""
+        if not text.startswith(self._given):  # less is settled than was: the end brings the rest
+            return ""
+        piece = text[len(self._given) :]
+        self._given = text
+        return piece
 
 
 class _Margins(LogitsProcessor):
@@ -124,6 +229,10 @@ class _Margins(LogitsProcessor):
         best = scores.topk(2, dim=-1).values
         self.steps.append(best[:, 0] - best[:, 1])
         return scores
+
+
+def _waveform(audio: str | Path | np.ndarray) -> np.ndarray:
+    return prepare_waveform(audio, 16_000) if isinstance(audio, np.ndarray) else load_audio(audio)
 
 
 def rounding_margin(model: StapesForConditionalGeneration) -> float:

@@ -1,0 +1,126 @@
+"""The tokens of an answer while it is being made: `generate` in a thread of its own, its tokens in a queue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from queue import SimpleQueue
+from threading import Event, Thread
+from time import perf_counter
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation import BaseStreamer
+
+from .model import StapesForConditionalGeneration
+
+
+class TimedToken(NamedTuple):
+    """A token, and when it was chosen (`perf_counter`), however late it is asked for."""
+
+    token_id: int
+    at_s: float
+
+
+class TokenStream:
+    """Greedy tokens of one prompt, one by one, as `generate` chooses them.
+
+    The model starts at once, in a thread that ends with the answer, with `close`, or when the stream is let go.
+
+    Args:
+        model: in eval mode; one call at a time is for the caller to see to.
+        inputs: what the processor's `prepare` gives for one sample, on the model's device.
+        max_new_tokens: at most so many tokens.
+
+    Source: the same calls as transformers' `TextIteratorStreamer` makes; unlike it this one yields tokens, passes
+    errors on, and can be closed.
+    """
+
+    def __init__(
+        self, model: StapesForConditionalGeneration, inputs: Mapping[str, Tensor], *, max_new_tokens: int
+    ) -> None:
+        self._queue: SimpleQueue[TimedToken | BaseException | None] = SimpleQueue()
+        self._stop = Event()
+        self._ended = False
+        # The thread must not hold this object: a stream that is let go stops its model (`__del__`).
+        arguments = (model, dict(inputs), max_new_tokens, self._queue, self._stop)
+        self._thread = Thread(target=_generate, args=arguments, name="stapes-stream", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> TokenStream:
+        return self
+
+    def __next__(self) -> TimedToken:
+        if self._ended:
+            raise StopIteration
+        item = self._queue.get()
+        if isinstance(item, TimedToken):
+            return item
+        self._ended = True
+        if item is not None:
+            raise item
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the model and wait until it has: one token at most. Nothing happens if it is done; any thread may."""
+        self._stop.set()
+        self._thread.join()
+
+    def __del__(self) -> None:
+        self._stop.set()
+
+
+class _Listener(BaseStreamer):
+    def __init__(self, queue: SimpleQueue[TimedToken | BaseException | None]) -> None:
+        self._queue = queue
+        self._prompt_is_past = False
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt_is_past:
+            self._queue.put(TimedToken(int(value.item()), perf_counter()))
+        self._prompt_is_past = True
+
+    def end(self) -> None:
+        pass
+
+
+class _Stop(StoppingCriteria):
+    def __init__(self, stop: Event) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]  # legacy alias
+        return torch.full((input_ids.shape[0],), self._stop.is_set(), device=input_ids.device, dtype=torch.bool)
+
+
+def _generate(
+    model: StapesForConditionalGeneration,
+    inputs: dict[str, Tensor],
+    max_new_tokens: int,
+    queue: SimpleQueue[TimedToken | BaseException | None],
+    stop: Event,
+) -> None:
+    end: BaseException | None = None
+    try:
+        # Inference mode is a thread's own. The protocol that types `generate` asks for more than our model has.
+        with torch.inference_mode():
+            cast(Any, model).generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                streamer=_Listener(queue),
+                stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
+            )
+    except BaseException as error:  # raised again where the tokens are awaited
+        end = error
+    finally:
+        queue.put(end)
+
+
+def settled(text: str) -> str:
+    """Return the part of a decoded beginning that stays as it is, whatever tokens follow.
+
+    White space at both ends goes, as from a whole answer. A replacement character at the end is held back: it is a
+    character of which some bytes are still to come.
+    """
+    return text.lstrip().rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
