@@ -1,0 +1,157 @@
+"""The page: components, and what each button does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..data.prompts import TEST_INSTRUCTIONS
+from ..errors import StapesError
+from .answering import Panel
+from .cards import about, card, message, stopped
+from .clips import Clip
+
+CSS = Path(__file__).with_name("page.css")
+
+MAX_WAITING = 32
+"""How many questions may wait for the models before newcomers are sent away."""
+
+# Uploads and recordings are deleted after an hour, and all of them when the page ends.
+_DELETE_EVERY_S, _DELETE_AFTER_S = 600, 3600
+
+_log = logging.getLogger(__name__)
+
+
+def theme() -> gr.themes.Base:
+    """Return the colours and fonts: only fonts that the reader's system has, so that none is fetched."""
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        secondary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+
+
+def build_page(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> gr.Blocks:
+    """Lay out the page.
+
+    Args:
+        panel: the models.
+        clips: examples to offer; none is fine.
+        is_local: whether only this computer can open the page, which the page then says.
+    """
+    with gr.Blocks(title="stapes", analytics_enabled=False, delete_cache=(_DELETE_EVERY_S, _DELETE_AFTER_S)) as page:
+        gr.HTML(_head(list(panel.models)))
+        with gr.Row():
+            with gr.Column(min_width=320):
+                audio = gr.Audio(label="Sound", sources=["upload", "microphone"], type="filepath", buttons=[])
+                known = gr.HTML("", visible=False)
+            with gr.Column(min_width=320):
+                with gr.Row():
+                    transcribe = gr.Button("Transcribe", variant="primary", min_width=120)
+                    describe = gr.Button("Describe", variant="primary", min_width=120)
+                question = gr.Textbox(
+                    label="Question", placeholder="Is someone speaking?", lines=1, max_lines=4, max_length=2000
+                )
+                with gr.Row():
+                    ask = gr.Button("Ask", variant="primary", min_width=120)
+                    stop = gr.Button("Stop", variant="secondary", min_width=120)
+        if clips:
+            _examples(clips, audio, question, known)
+        error = gr.HTML("", visible=False)
+        with gr.Row():
+            cards = [gr.HTML(card(reply), min_width=320, elem_classes="slot") for reply in panel.idle()]
+        gr.HTML(_foot(is_local))
+        audio.input(lambda: gr.update(value="", visible=False), outputs=known, api_visibility="private")
+        run = partial(_on, outputs=[error, *cards], show_progress_on=cards)
+        answer = partial(_answer, panel)
+        events = [
+            run(transcribe.click, partial(answer, instruction=TEST_INSTRUCTIONS["asr"]), [audio]),
+            run(describe.click, partial(answer, instruction=TEST_INSTRUCTIONS["audiocaption"]), [audio]),
+            run(ask.click, answer, [audio, question]),
+            run(question.submit, answer, [audio, question]),
+        ]
+        stop.click(
+            lambda *shown: [stopped(html) for html in shown] if len(shown) > 1 else stopped(shown[0]),
+            inputs=cards,
+            outputs=cards,
+            cancels=events,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    return page.queue(max_size=MAX_WAITING, api_open=False)
+
+
+def _on(event: Callable[..., Any], do: Callable[..., Any], inputs: list[Any], **others: Any) -> Any:
+    """Let an event run `do`; of all events that use the models, one runs at a time and the others wait."""
+    return event(
+        do,
+        inputs=inputs,
+        show_progress="minimal",
+        concurrency_limit=1,
+        concurrency_id="models",
+        api_visibility="private",
+        **others,
+    )
+
+
+def _answer(panel: Panel, audio: str | None, instruction: str | None) -> Iterator[list[Any]]:
+    """Yield the message and the cards, again and again, while the models speak."""
+    try:
+        for replies in panel.ask(audio, instruction):
+            yield [gr.update(value="", visible=False), *map(card, replies)]
+    except StapesError as error:
+        yield _failed(panel, str(error))
+    except Exception as error:
+        # People at the page get one line, and whoever started it the rest.
+        _log.exception("the model failed")
+        yield _failed(panel, f"The model failed ({type(error).__name__}); the terminal of `stapes demo` says why.")
+
+
+def _failed(panel: Panel, text: str) -> list[Any]:
+    return [gr.update(value=message(text), visible=True), *map(card, panel.idle())]
+
+
+def _examples(clips: Sequence[Clip], audio: gr.Audio, question: gr.Textbox, known: gr.HTML) -> None:
+    gr.HTML('<h2 class="step">Examples</h2>')
+    with gr.Row(elem_classes="chips"):
+        for clip in clips:
+            gr.Button(clip.title, size="sm", min_width=0).click(
+                partial(_take, clip),
+                outputs=[audio, question, known],
+                show_progress="hidden",
+                api_visibility="private",
+            )
+
+
+def _take(clip: Clip) -> list[Any]:
+    told = about(clip)
+    return [str(clip.audio), clip.question or "", gr.update(value=told, visible=bool(told))]
+
+
+def _head(names: list[str]) -> str:
+    shown = " and ".join(f"<code>{escape(name)}</code>" for name in names)
+    return (
+        '<header class="head"><h1>stapes</h1>'
+        f"<p>Give it a sound and ask about it. {'Models' if len(names) > 1 else 'Model'}: {shown}</p></header>"
+    )
+
+
+def _foot(is_local: bool) -> str:
+    where = (
+        "Everything happens on this computer; no sound leaves it."
+        if is_local
+        else "Sounds go to the computer that runs stapes and nowhere else."
+    )
+    return (
+        f'<p class="foot">{where} Recordings are deleted after an hour, and when the page is closed down. '
+        "Small models make mistakes.</p>"
+    )
