@@ -59,7 +59,7 @@ def _figures(figures: Figures) -> str:
     peak = "–" if figures.peak_bytes is None else f"{figures.peak_bytes / 1e6:,.0f} MB"
     whose = "of the GPU" if figures.memory == "cuda" else "of the whole program"
     rows = [
-        ("First token", "after the sound was read", _seconds(figures.ttft_s)),
+        ("Time to first token", "encoding the sound included", _seconds(figures.ttft_s)),
         ("Tokens per second", f"{figures.num_tokens:,} in all", _rate(figures.tokens_per_s)),
         ("Audio tokens", f"for {figures.audio_s:.1f} s of sound", f"{figures.num_audio_tokens:,}"),
         ("Peak memory", whose, peak),

@@ -17,7 +17,7 @@ from .answering import Panel
 from .cards import about, card, message, stopped
 from .clips import Clip
 
-CSS = Path(__file__).with_name("page.css")
+_CSS = Path(__file__).with_name("page.css")
 
 MAX_WAITING = 32
 """How many questions may wait for the models before newcomers are sent away."""
@@ -37,7 +37,24 @@ def theme() -> gr.themes.Base:
         radius_size=gr.themes.sizes.radius_lg,
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
+    ).set(
+        # White on teal 700 is 5.5 : 1 and slate 600 on white 7.6 : 1; the theme's own are 2.5 and 2.6, hard to read.
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color="*neutral_500",
+        color_accent="*primary_600",
     )
+
+
+def head() -> str:
+    """Return what goes into the page's head: the style sheet, which gradio's own `css` would rewrite and cut."""
+    return f"<style>{_CSS.read_text(encoding='utf-8')}</style>"
 
 
 def build_page(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> gr.Blocks:
@@ -53,6 +70,9 @@ def build_page(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> gr.Blo
         with gr.Row():
             with gr.Column(min_width=320):
                 audio = gr.Audio(label="Sound", sources=["upload", "microphone"], type="filepath", buttons=[])
+                examples = [gr.Button(clip.title, size="sm", min_width=0, render=False) for clip in clips]
+                if clips:
+                    _lay_out_examples(examples)
                 known = gr.HTML("", visible=False)
             with gr.Column(min_width=320):
                 with gr.Row():
@@ -64,12 +84,23 @@ def build_page(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> gr.Blo
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", min_width=120)
                     stop = gr.Button("Stop", variant="secondary", min_width=120)
-        if clips:
-            _examples(clips, audio, question, known)
-        error = gr.HTML("", visible=False)
-        with gr.Row():
-            cards = [gr.HTML(card(reply), min_width=320, elem_classes="slot") for reply in panel.idle()]
+                error = gr.HTML("", visible=False)
+                cards = [gr.HTML(card(reply), render=False) for reply in panel.idle()]
+                if len(cards) == 1:
+                    cards[0].render()
+        if len(cards) > 1:
+            with gr.Row():
+                for each in cards:
+                    with gr.Column(min_width=320):
+                        each.render()
         gr.HTML(_foot(is_local))
+        for clip, button in zip(clips, examples, strict=True):
+            button.click(
+                partial(_take, clip),
+                outputs=[audio, question, known],
+                show_progress="hidden",
+                api_visibility="private",
+            )
         audio.input(lambda: gr.update(value="", visible=False), outputs=known, api_visibility="private")
         run = partial(_on, outputs=[error, *cards], show_progress_on=cards)
         answer = partial(_answer, panel)
@@ -120,16 +151,11 @@ def _failed(panel: Panel, text: str) -> list[Any]:
     return [gr.update(value=message(text), visible=True), *map(card, panel.idle())]
 
 
-def _examples(clips: Sequence[Clip], audio: gr.Audio, question: gr.Textbox, known: gr.HTML) -> None:
-    gr.HTML('<h2 class="step">Examples</h2>')
+def _lay_out_examples(buttons: list[gr.Button]) -> None:
+    gr.HTML('<h2 class="step">Or take an example</h2>')
     with gr.Row(elem_classes="chips"):
-        for clip in clips:
-            gr.Button(clip.title, size="sm", min_width=0).click(
-                partial(_take, clip),
-                outputs=[audio, question, known],
-                show_progress="hidden",
-                api_visibility="private",
-            )
+        for button in buttons:
+            button.render()
 
 
 def _take(clip: Clip) -> list[Any]:

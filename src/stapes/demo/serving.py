@@ -155,7 +155,7 @@ def build_app(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> Any:
     import fastapi
     import gradio as gr
 
-    from .page import CSS, build_page, theme
+    from .page import build_page, head, theme
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(
@@ -172,7 +172,7 @@ def build_app(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> Any:
         max_file_size=MAX_UPLOAD_BYTES,
         allowed_paths=sorted({str(clip.audio.parent) for clip in clips}),
         theme=theme(),
-        css_paths=[CSS],
+        head=head(),
     )
     return _with_policy(app)
 
