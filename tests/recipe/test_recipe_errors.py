@@ -200,6 +200,10 @@ QFORMER_KEYS = (
             "R: train.align: `objective: ctc` teaches a connector of kind ctc_compressor, not windowed_qformer",
         ),
         (
+            MODEL + "  connector: {kind: ctc_compressor}\n" + TRAIN,
+            "R: train.align: a ctc_compressor hears nothing before a stage with `objective: ctc`; put one first",
+        ),
+        (
             WHOLE + "    feature_cache: false\n    augment: {frames: {}}\n",
             "R: train.align: `augment.frames` acts on stored encoder output; drop it or `feature_cache: false`",
         ),

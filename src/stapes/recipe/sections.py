@@ -249,7 +249,8 @@ class Stage(Section):
     """One stage of training. Keys that TrainingArguments has carry its names.
 
     `objective: answer` is the LLM's own loss on what it is to answer. `ctc` teaches a `ctc_compressor` to hear what is
-    said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said.
+    said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said. In
+    stages for `answer` that hearing stays as it is, and the connector's other weights learn.
     """
 
     objective: Literal["answer", "ctc"] = "answer"
@@ -342,6 +343,10 @@ class Recipe(Section):
     bench: Bench | None = Field(default_factory=lambda: Bench.model_validate({}))
     report: Report = Field(default_factory=lambda: Report.model_validate({}))
 
+    def _is_deaf(self, stage: Stage, before: list[Stage]) -> bool:
+        is_taught = any(earlier.objective == "ctc" for earlier in [*before, stage])
+        return self.model.connector.kind == "ctc_compressor" and not is_taught
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         kinds = [step.kind for step in self.compress]
@@ -353,6 +358,11 @@ class Recipe(Section):
                 raise ValueError(
                     f"train.{name}: `objective: ctc` teaches a connector of kind ctc_compressor, not "
                     f"{self.model.connector.kind}"
+                )
+            before = list(self.train.values())[:earlier]
+            if self._is_deaf(stage, before):
+                raise ValueError(
+                    f"train.{name}: a ctc_compressor hears nothing before a stage with `objective: ctc`; put one first"
                 )
             given = any(s.lora for s in list(self.train.values())[: earlier + 1])
             if "lora" in stage.trainable and not given:
