@@ -36,7 +36,7 @@ DRUM = (
 ANIMAL = ("Which animal is it?", "What animal do you hear?", "Name the animal.")
 INSTRUMENT = ("What instrument is played?", "Which instrument do you hear?", "Name the instrument.")
 COUNT = ("How many words are said?", "Count the words.", "How many words does the speaker say?")
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 INSTRUMENTS = (
     *("tabla", "bass drum", "snare drum", "tom drum", "kick drum", "drum kit", "drum", "cymbal", "guitar", "violin"),

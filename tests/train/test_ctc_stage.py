@@ -18,7 +18,6 @@ from stapes.model import CTCVocabulary
 from stapes.recipe import Stage
 from stapes.train.stage import train_stage
 
-
 LLM_SIDE = ("token_embeddings", "detail", "sound_in", "sound_out", "norm_sound")
 
 
