@@ -116,7 +116,7 @@ def main(data: Path, synth: Path, out: Path) -> None:
         clips = real if split == "test" else [*real, *load_manifest(synth)]
         for name in QUESTIONS:
             # Few clips are sounds: with many spoken ones beside them each of them would stand for one opposite alone.
-            questions = ask(clips, name, chance, 1500)
+            questions = ask(clips, name, chance, 500)
             write_manifest(questions, out / f"{name}_{split}.jsonl")
             print(f"{name}_{split}: {len(questions)}")
 
