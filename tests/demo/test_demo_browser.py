@@ -61,7 +61,7 @@ def examples(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "licence": "CC0",
     }
     (folder / "clips.jsonl").write_text(json.dumps(line) + "\n")
-    return folder
+    return folder / "clips.jsonl"
 
 
 @pytest.fixture(scope="module")

@@ -77,11 +77,11 @@ def test_a_stopped_answer_says_so_and_a_complete_one_does_not() -> None:
 
 def test_what_is_said_is_never_markup() -> None:
     evil = "<img src=x onerror=alert(1)>&amp;\"'"
-    clip = Clip("x", Path("x.ogg"), evil, None, evil, evil)
+    clip = Clip("x", Path("x.ogg"), "asr", evil, None, evil, evil)
     for shown in (card(Reply(evil, evil, "done", FIGURES)), message(evil), about(clip)):
         assert "<img" not in shown
         assert "&lt;img src=x onerror=alert(1)&gt;&amp;amp;&quot;&#x27;" in shown
 
 
 def test_an_example_about_which_nothing_is_known() -> None:
-    assert about(Clip("x", Path("x.ogg"), "x", None, None, "")) == ""
+    assert about(Clip("x", Path("x.ogg"), "asr", "x", None, None, "")) == ""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stapes.demo.clips import Clip, load_clips, shipped_clips
+from stapes.demo.clips import Clip, load_clips
 from stapes.errors import ManifestError
 
 
@@ -36,10 +36,10 @@ def test_what_a_line_becomes(tmp_path: Path) -> None:
         {"id": "c", "audio": "crow.ogg", "task": "audiocaption", "prompt": "Describe it.", "licence": "CC0"},
     )
     audio = tmp_path.resolve() / "crow.ogg"
-    assert load_clips(tmp_path) == [
-        Clip("misc_crow-2", audio, "misc crow 2", None, None, ""),
-        Clip("q", audio, "Crow", "Which animal?", "a crow", "Sonic Pi, CC0"),
-        Clip("c", audio, "c", None, None, "CC0"),  # what is asked of a caption, its button asks
+    assert load_clips(tmp_path / "clips.jsonl") == [
+        Clip("misc_crow-2", audio, "asr", "misc crow 2", None, None, ""),
+        Clip("q", audio, "qa", "Crow", "Which animal?", "a crow", "Sonic Pi, CC0"),
+        Clip("c", audio, "audiocaption", "c", None, None, "CC0"),  # what is asked of a caption, its button asks
     ]
 
 
@@ -51,20 +51,24 @@ def test_what_a_line_becomes(tmp_path: Path) -> None:
         ({"audio": "crow.ogg"}, r"clips\.jsonl:1: has no `id`$"),
         ({"id": "a"}, r"clips\.jsonl:1: has no `audio`$"),
         ({"id": 3, "audio": "crow.ogg"}, r"clips\.jsonl:1: `id` is 3; wanted text$"),
+        ({"id": "a", "audio": "crow.ogg", "task": "asrr"}, r"1: task `asrr` is none of asr, audiocaption, qa$"),
         ({"id": "a", "audio": "cow.ogg"}, r"clips\.jsonl:1: clip `a` wants `cow\.ogg`, which does not exist$"),
     ],
 )
 def test_a_line_that_is_wrong(tmp_path: Path, line: Any, message: str) -> None:
     write(tmp_path, line)
     with pytest.raises(ManifestError, match=message):
-        load_clips(tmp_path)
+        load_clips(tmp_path / "clips.jsonl")
 
 
-def test_a_folder_without_clips(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"clips\.jsonl: cannot be read .* a folder of examples holds"):
-        load_clips(tmp_path)
+def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        ManifestError, match=r"clips\.jsonl: cannot be read: No such file or directory; name a manifest of clips$"
+    ):
+        load_clips(tmp_path / "clips.jsonl")
 
 
-def test_shipped_clips_can_be_read_if_there_are_any() -> None:
-    folder = shipped_clips()
-    assert folder is None or load_clips(folder)
+def test_the_clips_that_ship_can_be_read() -> None:
+    clips = load_clips(Path(__file__).parents[2] / "models" / "stapes-tiny" / "examples" / "clips.jsonl")
+    assert {clip.task for clip in clips} >= {"asr", "audiocaption"}
+    assert all(clip.target and clip.credit for clip in clips)

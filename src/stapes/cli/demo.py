@@ -15,8 +15,9 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL…", help="Model folders; two answer side by side.", show_default=False)
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="[MODEL]...", help="Model folders; two answer side by side; stapes-tiny unless given."),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at. Any but 127.0.0.1 opens the page to others, without a password.")
     ] = "127.0.0.1",
@@ -25,7 +26,7 @@ def demo(
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser when it is ready.")] = False,
     examples: Annotated[
-        Path | None, typer.Option(help="A folder with `clips.jsonl` in place of the clips that ship with stapes.")
+        Path | None, typer.Option(help="A manifest of clips to offer; those that ship with stapes-tiny unless given.")
     ] = None,
     max_audio_s: Annotated[float, typer.Option(min=1, help="Longest sound that is taken, seconds.")] = 300,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="At most this many tokens of answer.")] = 200,
@@ -40,6 +41,7 @@ def demo(
 
     Example: `stapes demo runs/tiny/merge_lora runs/tiny/quantize`
     """
+    from ..defaults import example_clips, find_model
     from ..demo import serve
     from .printing import quiet_libraries
 
@@ -53,12 +55,13 @@ def demo(
 
             webbrowser.open(address)
 
-    typer.echo(f"Loading {len(models)} model{'s' * (len(models) > 1)} …", err=True)
+    folders = [find_model(model) for model in models or [None]]
+    typer.echo(f"Loading {len(folders)} model{'s' * (len(folders) > 1)} …", err=True)
     serve(
-        models,
+        folders,
         host=host,
         port=port,
-        examples=examples,
+        examples=examples or example_clips(),
         device=device,
         max_audio_s=max_audio_s,
         max_new_tokens=max_new_tokens,

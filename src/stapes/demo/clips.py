@@ -1,4 +1,4 @@
-"""The example clips of the page: those that ship with stapes, or a folder's own."""
+"""The example clips of the page."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.sample import TASKS, Task
 from ..errors import ManifestError
-
-MANIFEST = "clips.jsonl"
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-# In an installed package, and in a clone.
-_SHIPPED = (_PACKAGE / "examples" / "clips", _PACKAGE.parents[1] / "examples" / "clips")
 
 
 @dataclass(frozen=True)
@@ -23,6 +18,7 @@ class Clip:
     Attributes:
         id: unique in its folder.
         audio: path of the audio file.
+        task: what to do with it: `asr`, `audiocaption` or `qa`.
         title: what its button says.
         question: what to ask about it, if its task is a question.
         target: what is right to answer, if known.
@@ -31,29 +27,26 @@ class Clip:
 
     id: str
     audio: Path
+    task: Task
     title: str
     question: str | None
     target: str | None
     credit: str
 
 
-def shipped_clips() -> Path | None:
-    """Return the folder of the clips that ship with stapes, or None where they are not installed."""
-    return next((folder for folder in _SHIPPED if (folder / MANIFEST).is_file()), None)
-
-
-def load_clips(folder: str | Path) -> list[Clip]:
-    """Read `clips.jsonl` of a folder: an object a line with `id`, `audio` (relative to the folder) and, if wanted,
-    `task`, `prompt`, `target`, `title`, `source` and `licence`.
+def load_clips(manifest: Path) -> list[Clip]:
+    """Read a manifest: an object a line with `id`, `audio` (relative to its folder) and, if wanted, `task` (asr),
+    `prompt`, `target`, `title`, `source` and `licence`.
 
     Raises:
         ManifestError: for a missing manifest or audio file, or the first line that is wrong.
     """
-    manifest = Path(folder) / MANIFEST
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{manifest}: cannot be read ({error}); a folder of examples holds `{MANIFEST}`") from None
+    except OSError as error:
+        raise ManifestError(f"{manifest}: cannot be read: {error.strerror}; name a manifest of clips") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{manifest}: not UTF-8 text: {error.reason}; name a manifest of clips") from None
     return [_clip(manifest, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -74,8 +67,11 @@ def _clip(manifest: Path, number: int, line: str) -> Clip:
     audio = manifest.parent / entry["audio"]
     if not audio.is_file():
         raise ManifestError(f"{where}: clip `{entry['id']}` wants `{entry['audio']}`, which does not exist")
-    question = entry.get("prompt") if entry.get("task") == "qa" else None
-    return Clip(entry["id"], audio.resolve(), _title(entry), question, entry.get("target"), _credit(entry))
+    task = entry.get("task") or "asr"
+    if task not in TASKS:
+        raise ManifestError(f"{where}: task `{task}` is none of {', '.join(TASKS)}")
+    question = entry.get("prompt") if task == "qa" else None
+    return Clip(entry["id"], audio.resolve(), task, _title(entry), question, entry.get("target"), _credit(entry))
 
 
 def _title(entry: dict[str, Any]) -> str:

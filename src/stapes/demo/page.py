@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from ..data.prompts import TEST_INSTRUCTIONS
+from ..data.sample import TASKS, Task
 from ..errors import StapesError
 from .answering import Panel
 from .cards import about, card, message, stopped
@@ -24,6 +25,12 @@ MAX_WAITING = 32
 
 # Uploads and recordings are deleted after an hour, and all of them when the page ends.
 _DELETE_EVERY_S, _DELETE_AFTER_S = 600, 3600
+
+_EXAMPLES_OF: dict[Task, str] = {
+    "asr": "Examples of speech",
+    "audiocaption": "Examples of other sounds",
+    "qa": "Examples of questions",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -67,58 +74,84 @@ def build_page(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> gr.Blo
     """
     with gr.Blocks(title="stapes", analytics_enabled=False, delete_cache=(_DELETE_EVERY_S, _DELETE_AFTER_S)) as page:
         gr.HTML(_head(list(panel.models)))
-        with gr.Row():
-            with gr.Column(min_width=320):
-                audio = gr.Audio(label="Sound", sources=["upload", "microphone"], type="filepath", buttons=[])
-                examples = [gr.Button(clip.title, size="sm", min_width=0, render=False) for clip in clips]
-                if clips:
-                    _lay_out_examples(examples)
-                known = gr.HTML("", visible=False)
-            with gr.Column(min_width=320):
-                with gr.Row():
-                    transcribe = gr.Button("Transcribe", variant="primary", min_width=120)
-                    describe = gr.Button("Describe", variant="primary", min_width=120)
-                question = gr.Textbox(
-                    label="Question", placeholder="Is someone speaking?", lines=1, max_lines=4, max_length=2000
-                )
-                with gr.Row():
-                    ask = gr.Button("Ask", variant="primary", min_width=120)
-                    stop = gr.Button("Stop", variant="secondary", min_width=120)
-                error = gr.HTML("", visible=False)
-                cards = [gr.HTML(card(reply), render=False) for reply in panel.idle()]
-                if len(cards) == 1:
-                    cards[0].render()
-        if len(cards) > 1:
-            with gr.Row():
-                for each in cards:
-                    with gr.Column(min_width=320):
-                        each.render()
+        parts = _lay_out(panel, clips)
         gr.HTML(_foot(is_local))
-        for clip, button in zip(clips, examples, strict=True):
-            button.click(
-                partial(_take, clip),
-                outputs=[audio, question, known],
-                show_progress="hidden",
-                api_visibility="private",
+        _connect(parts, panel, clips)
+    return page.queue(max_size=MAX_WAITING, api_open=False)
+
+
+class _Parts(NamedTuple):
+    """What of the page is read, pressed or written."""
+
+    audio: gr.Audio
+    examples: list[gr.Button]
+    known: gr.HTML
+    transcribe: gr.Button
+    describe: gr.Button
+    question: gr.Textbox
+    ask: gr.Button
+    stop: gr.Button
+    error: gr.HTML
+    cards: list[gr.HTML]
+
+
+def _lay_out(panel: Panel, clips: Sequence[Clip]) -> _Parts:
+    """Put sound and examples to the left, what to do with them to the right; on a phone one below the other."""
+    with gr.Row():
+        with gr.Column(min_width=320):
+            audio = gr.Audio(label="Sound", sources=["upload", "microphone"], type="filepath", buttons=[])
+            examples = [gr.Button(clip.title, size="sm", min_width=0, render=False) for clip in clips]
+            _lay_out_examples(clips, examples)
+            known = gr.HTML("", visible=False)
+        with gr.Column(min_width=320):
+            with gr.Row():
+                transcribe = gr.Button("Transcribe", variant="primary", min_width=120)
+                describe = gr.Button("Describe", variant="primary", min_width=120)
+            question = gr.Textbox(
+                label="Question", placeholder="Is someone speaking?", lines=1, max_lines=4, max_length=2000
             )
-        audio.input(lambda: gr.update(value="", visible=False), outputs=known, api_visibility="private")
-        run = partial(_on, outputs=[error, *cards], show_progress_on=cards)
-        answer = partial(_answer, panel)
-        events = [
-            run(transcribe.click, partial(answer, instruction=TEST_INSTRUCTIONS["asr"]), [audio]),
-            run(describe.click, partial(answer, instruction=TEST_INSTRUCTIONS["audiocaption"]), [audio]),
-            run(ask.click, answer, [audio, question]),
-            run(question.submit, answer, [audio, question]),
-        ]
-        stop.click(
-            lambda *shown: [stopped(html) for html in shown] if len(shown) > 1 else stopped(shown[0]),
-            inputs=cards,
-            outputs=cards,
-            cancels=events,
+            with gr.Row():
+                ask = gr.Button("Ask", variant="primary", min_width=120)
+                stop = gr.Button("Stop", variant="secondary", min_width=120)
+            error = gr.HTML("", visible=False)
+            cards = [gr.HTML(card(reply), render=False) for reply in panel.idle()]
+            if len(cards) == 1:
+                cards[0].render()
+    if len(cards) > 1:
+        with gr.Row():
+            for each in cards:
+                with gr.Column(min_width=320):
+                    each.render()
+    return _Parts(audio, examples, known, transcribe, describe, question, ask, stop, error, cards)
+
+
+def _connect(parts: _Parts, panel: Panel, clips: Sequence[Clip]) -> None:
+    """Say what happens when something is pressed."""
+    for clip, button in zip(clips, parts.examples, strict=True):
+        button.click(
+            partial(_take, clip),
+            outputs=[parts.audio, parts.question, parts.known],
             show_progress="hidden",
             api_visibility="private",
         )
-    return page.queue(max_size=MAX_WAITING, api_open=False)
+    # A sound of one's own is no example any more.
+    parts.audio.input(lambda: gr.update(value="", visible=False), outputs=parts.known, api_visibility="private")
+    run = partial(_on, outputs=[parts.error, *parts.cards], show_progress_on=parts.cards)
+    answer = partial(_answer, panel)
+    events = [
+        run(parts.transcribe.click, partial(answer, instruction=TEST_INSTRUCTIONS["asr"]), [parts.audio]),
+        run(parts.describe.click, partial(answer, instruction=TEST_INSTRUCTIONS["audiocaption"]), [parts.audio]),
+        run(parts.ask.click, answer, [parts.audio, parts.question]),
+        run(parts.question.submit, answer, [parts.audio, parts.question]),
+    ]
+    parts.stop.click(
+        lambda *shown: [stopped(html) for html in shown] if len(shown) > 1 else stopped(shown[0]),
+        inputs=parts.cards,
+        outputs=parts.cards,
+        cancels=events,
+        show_progress="hidden",
+        api_visibility="private",
+    )
 
 
 def _on(event: Callable[..., Any], do: Callable[..., Any], inputs: list[Any], **others: Any) -> Any:
@@ -151,11 +184,14 @@ def _failed(panel: Panel, text: str) -> list[Any]:
     return [gr.update(value=message(text), visible=True), *map(card, panel.idle())]
 
 
-def _lay_out_examples(buttons: list[gr.Button]) -> None:
-    gr.HTML('<h2 class="step">Or take an example</h2>')
-    with gr.Row(elem_classes="chips"):
-        for button in buttons:
-            button.render()
+def _lay_out_examples(clips: Sequence[Clip], buttons: Sequence[gr.Button]) -> None:
+    for task in TASKS:
+        of_task = [button for clip, button in zip(clips, buttons, strict=True) if clip.task == task]
+        if of_task:
+            gr.HTML(f'<h2 class="step">{_EXAMPLES_OF[task]}</h2>')
+            with gr.Row(elem_classes="chips"):
+                for button in of_task:
+                    button.render()
 
 
 def _take(clip: Clip) -> list[Any]:

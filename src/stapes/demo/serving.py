@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .answering import Panel, names_of
-from .clips import Clip, load_clips, shipped_clips
+from .clips import Clip, load_clips
 
 if TYPE_CHECKING:
     import uvicorn
@@ -57,7 +57,7 @@ def serve(
         folders: one model folder or more; several answer side by side.
         host: address to listen at; `127.0.0.1` is this computer alone.
         port: 0 for any free port, None for the first free one from `DEFAULT_PORT` on.
-        examples: a folder with `clips.jsonl`; the clips that ship with stapes, if there are any, for None.
+        examples: a manifest of clips to offer; none for None.
         device: torch device; the first GPU if there is one, else the CPU.
         max_audio_s: longest clip that is taken, in seconds.
         max_new_tokens: longest answer.
@@ -70,8 +70,7 @@ def serve(
     """
     require_gradio()
     names = names_of(list(folders))
-    clips_folder = examples or shipped_clips()
-    clips = load_clips(clips_folder) if clips_folder else []
+    clips = load_clips(examples) if examples else []
     # The port is taken before the seconds it takes to load a model.
     with closing(bind(host, port)) as sock, tempfile.TemporaryDirectory(prefix="stapes-demo-") as uploads:
         from ..inference import load
