@@ -191,6 +191,8 @@ def test_an_example_and_the_keyboard(visit: Callable[..., Visit]) -> None:
     assert question.input_value() == "Which sound?"
     question.press("Enter")
     assert len(here.answers()) == 2
+    here.button("Clear").click()
+    here.page.locator(".about").wait_for(state="hidden")
 
 
 def test_mistakes_are_told_in_a_line(visit: Callable[..., Visit], clip: Path, tmp_path: Path) -> None:

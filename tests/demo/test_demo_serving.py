@@ -12,6 +12,7 @@ import pytest
 
 from stapes.demo import serving
 from stapes.demo.answering import Panel
+from stapes.demo.clips import load_clips
 from stapes.errors import UsageError
 from stapes.inference import load
 
@@ -70,7 +71,8 @@ def test_the_page_names_no_other_server(tiny_model_folder: Path) -> None:
     from starlette.testclient import TestClient
 
     panel = Panel({"tiny": load(tiny_model_folder, device="cpu")}, max_audio_s=10, max_new_tokens=4)
-    with TestClient(serving.build_app(panel, [], is_local=True)) as client:
+    clip = load_clips(Path(__file__).parents[2] / "models" / "stapes-tiny" / "examples" / "clips.jsonl")[0]
+    with TestClient(serving.build_app(panel, [clip], is_local=True)) as client:
         config = client.get("/config")
         sheet = client.get("/theme.css")
         pages = [client.get(path).status_code for path in ("/docs", "/redoc", "/monitoring/summary")]
@@ -81,6 +83,10 @@ def test_the_page_names_no_other_server(tiny_model_folder: Path) -> None:
         models = [dependency for dependency in config.json()["dependencies"] if dependency["types"]["generator"]]
         assert len(models) == 4
         assert 200 not in pages
+        files = [
+            client.get(f"/gradio_api/file={path}").status_code for path in (clip.audio, clip.audio.parent / "README.md")
+        ]
+        assert files == [200, 403]
         named = set(re.findall(r"https?://[^/'\"]+", sheet.text))
         assert named == {"http://www.w3.org"}  # the name of SVG, in drawings that the sheet itself holds
         for answer in (config, sheet, client.get("/")):

@@ -42,7 +42,7 @@ def demo(
     Example: `stapes demo runs/tiny/merge_lora runs/tiny/quantize`
     """
     from ..defaults import example_clips, find_model
-    from ..demo import serve
+    from ..demo import is_loopback, serve
     from .printing import quiet_libraries
 
     quiet_libraries()
@@ -50,6 +50,8 @@ def demo(
     def ready(address: str) -> None:
         typer.echo(address)
         typer.echo("The page is ready; Ctrl-C ends it.", err=True)
+        if not is_loopback(host):
+            typer.echo(f"Whoever can reach this computer at {host} can use it: there is no password.", err=True)
         if open_browser:
             import webbrowser
 

@@ -1,5 +1,5 @@
 """A page to try one model on, or two side by side: sound in, streamed text and its cost out. Needs the `demo` extra."""
 
-from .serving import DEFAULT_PORT, serve
+from .serving import is_loopback, serve
 
-__all__ = ["DEFAULT_PORT", "serve"]
+__all__ = ["is_loopback", "serve"]

@@ -135,7 +135,8 @@ def _connect(parts: _Parts, panel: Panel, clips: Sequence[Clip]) -> None:
             api_visibility="private",
         )
     # A sound of one's own is no example any more.
-    parts.audio.input(lambda: gr.update(value="", visible=False), outputs=parts.known, api_visibility="private")
+    for event in (parts.audio.input, parts.audio.clear):
+        event(lambda: gr.update(value="", visible=False), outputs=parts.known, api_visibility="private")
     run = partial(_on, outputs=[parts.error, *parts.cards], show_progress_on=parts.cards)
     answer = partial(_answer, panel)
     events = [
@@ -145,7 +146,7 @@ def _connect(parts: _Parts, panel: Panel, clips: Sequence[Clip]) -> None:
         run(parts.question.submit, answer, [parts.audio, parts.question]),
     ]
     parts.stop.click(
-        lambda *shown: [stopped(html) for html in shown] if len(shown) > 1 else stopped(shown[0]),
+        _stop,
         inputs=parts.cards,
         outputs=parts.cards,
         cancels=events,
@@ -178,6 +179,11 @@ def _answer(panel: Panel, audio: str | None, instruction: str | None) -> Iterato
         # People at the page get one line, and whoever started it the rest.
         _log.exception("the model failed")
         yield _failed(panel, f"The model failed ({type(error).__name__}); the terminal of `stapes demo` says why.")
+
+
+def _stop(*shown: str) -> list[str] | str:
+    halted = [stopped(each) for each in shown]
+    return halted if len(halted) > 1 else halted[0]  # gradio takes a list for the one card's text
 
 
 def _failed(panel: Panel, text: str) -> list[Any]:

@@ -169,7 +169,7 @@ def build_app(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> Any:
         enable_monitoring=False,
         show_error=False,
         max_file_size=MAX_UPLOAD_BYTES,
-        allowed_paths=sorted({str(clip.audio.parent) for clip in clips}),
+        allowed_paths=[str(clip.audio) for clip in clips],
         theme=theme(),
         head=head(),
     )
