@@ -21,12 +21,12 @@ import soundfile
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WAIT_MS = 90_000
+WAIT_MS = 180_000
 MAX_NEW_TOKENS = 300
 # A name that page, template engine and browser must all take for what it is.
 ODD_NAME = "odd <b>${1+1}<b> {{value}} &amp;"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
