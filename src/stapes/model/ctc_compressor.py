@@ -33,10 +33,11 @@ class CTCCompressor(nn.Module):
     frames, averaged over equal parts of the clip: a clip without speech consists of them.
 
     Source: CTC is Graves et al. 2006, its use to shorten what the LLM reads follows CTC compression (Gaido et al.
-    2021, arXiv 2102.01578) and posterior-weighted embeddings Wav2Prompt (Deng et al. 2024, arXiv 2406.00522). Where we differ: CTC's output layer is the LLM's own embedding table,
-    frozen, so that words that were seldom heard lie near those that mean the like; its tokens are those of the first
-    merges of the LLM's BPE, so that rare words are spelt in pieces that are often heard; and the number of slots
-    follows the clip's length alone, so that a processor can count it.
+    2021, arXiv 2102.01578) and posterior-weighted embeddings Wav2Prompt (Deng et al. 2024, arXiv 2406.00522). Where
+    we differ: CTC's output layer is the LLM's own embedding table, frozen, so that words that were seldom heard lie
+    near those that mean the like; its tokens are those of the first merges of the LLM's BPE, so that rare words are
+    spelt in pieces that are often heard; and the number of slots follows the clip's length alone, so that a processor
+    can count it.
     """
 
     def __init__(self, config: ConnectorConfig, encoder_hidden_size: int, llm_hidden_size: int) -> None:
