@@ -1,5 +1,5 @@
 # Two commands matter to a newcomer: `make demo` and `make test`.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -15,8 +15,8 @@ install: $(INSTALLED)  ## make .venv with stapes and its development tools
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing stapes into $(VENV) (a minute or two with a warm package cache) …"
-	$(BIN)/python -m pip install --quiet --progress-bar on --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --progress-bar on --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt torch
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: install    ## audio files → trained, compressed, measured and compared models, in one run

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stapes.errors import StapesError
-from stapes.files import read_json, staged_folder, write_json, write_text
+from stapes.files import full_disk_explained, read_json, staged_folder, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -125,3 +125,23 @@ def test_a_finished_folder_is_never_written_again(tmp_path: Path) -> None:
         pytest.fail("the block must not run")
     assert (tmp_path / "align" / "weights").read_text() == "trained"
     assert names(tmp_path) == ["align"]
+
+
+def test_a_full_disk_is_told_whatever_words_a_library_has_for_it(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught, full_disk_explained(tmp_path):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+
+
+def test_other_errors_are_not_blamed_on_the_disk(tmp_path: Path) -> None:
+    for error in (RuntimeError("unexpected pos 576 vs 534"), StapesError("no space for this"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, full_disk_explained(tmp_path):
+            raise error
+        assert caught.value is error
+
+
+@pytest.mark.parametrize("keep_on_error", [False, True])
+def test_a_failure_before_anything_was_written_leaves_no_empty_folders(keep_on_error: bool, tmp_path: Path) -> None:
+    with pytest.raises(StapesError), staged_folder(tmp_path / "eval" / "tune", keep_on_error):
+        raise StapesError("no such model folder")
+    assert names(tmp_path) == []

@@ -161,4 +161,7 @@ def most_parameters(path: Path, node: ast.FunctionDef | ast.AsyncFunctionDef) ->
     # transformers looks for some inputs (attention_mask, position_ids, logits_to_keep) by name in this signature.
     if path == SOURCE / "model" / "modeling.py" and node.name == "forward":
         return 12
+    # A verb has a parameter for each of its options; nobody calls it with all of them.
+    if path.parent == SOURCE / "cli":
+        return 12
     return 8

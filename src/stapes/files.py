@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import StapesError
+
+_FULL_BELOW_BYTES = 1 << 20
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,6 +72,7 @@ def staged_folder(final: Path, keep_on_error: bool = False) -> Iterator[Path]:
     partial = final.with_name(final.name + ".partial")
     if not keep_on_error and partial.exists():
         shutil.rmtree(partial)
+    made = [folder for folder in (partial, *partial.parents) if not folder.exists()]
     partial.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
@@ -76,4 +80,28 @@ def staged_folder(final: Path, keep_on_error: bool = False) -> Iterator[Path]:
     except BaseException:
         if not keep_on_error:
             shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            # What was made for nothing goes again; `rmdir` leaves alone what holds something.
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise when the disk of `folder` is full, each in words of its own, into an `OSError`.
+
+    safetensors raises a class of its own, torch a RuntimeError about positions in a file; neither is an `OSError`.
+
+    Raises:
+        OSError: (ENOSPC) naming the folder, in place of such an exception; others pass.
+    """
+    try:
+        yield
+    except (StapesError, OSError):
+        raise
+    except Exception as error:
+        told = os.strerror(errno.ENOSPC) in str(error)
+        if told or shutil.disk_usage(folder).free < _FULL_BELOW_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise

@@ -16,6 +16,8 @@ _HELP = """Build, train, compress, measure and compare light-weight audio langua
 Example: `stapes run recipes/tiny.yaml`
 """
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     help=_HELP,
     no_args_is_help=True,
@@ -43,8 +45,11 @@ def main() -> None:
         app()
     except StapesError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; finished steps are kept, and the same command goes on from there", 130)
+    except SystemExit as end:
+        # typer turns Ctrl-C into this code and says nothing.
+        if end.code == _INTERRUPTED:
+            _fail("interrupted; finished steps are kept, and the same command goes on from there", _INTERRUPTED)
+        raise
     except BrokenPipeError:
         # `stapes … | head`: the reader left, which is no error of ours.
         sys.stderr.close()

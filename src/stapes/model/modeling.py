@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration import StapesConfig
 from .connectors import WindowedQFormer, build_connector
 from .speech_encoder import SpeechEncoder
+
+_AUDIO_INPUTS = ("input_features", "input_features_mask", "encoder_frames", "encoder_frames_mask")
 
 
 class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -91,9 +94,12 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("the LLM has LoRA adapters already; merge them first (`merge_lora`)")
         lora_config = LoraConfig(**settings)
         inject_adapter_in_model(lora_config, self.language_model)
-        saved = {key: value for key, value in lora_config.to_dict().items() if key in settings}
+        # What peft resolved (`all-linear`, experts of a mixture) belongs to the description too.
+        defaults = LoraConfig().to_dict()
         self.config.lora = {
-            key: sorted(value) if isinstance(value, set | frozenset) else value for key, value in saved.items()
+            key: sorted(value) if isinstance(value, set | frozenset) else value
+            for key, value in lora_config.to_dict().items()
+            if key in settings or (value and value != defaults[key])
         }
 
     def set_trainable(self, parts: set[str]) -> None:
@@ -155,7 +161,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_features: (B, M, F) log-mel at 100 Hz of the clips, right-padded; None once they are in the KV cache.
             input_features_mask: (B, F), 1 on real frames.
             encoder_frames: (B, T, D) in place of `input_features` when a frozen encoder's output was stored.
-            encoder_frames_mask: (B, T), True on real frames.
+            encoder_frames_mask: (B, T), True on real frames; None when nothing is padded.
             inputs_embeds: (B, L, D_llm) in place of `input_ids`; then no audio is placed.
             labels: (B, L) ids to learn, -100 elsewhere.
             attention_mask, position_ids, logits_to_keep: for the LLM. They are named here because `generate` looks at
@@ -168,19 +174,22 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             the head is the widest layer of a small LLM and most of a prompt needs no prediction.
 
         Raises:
-            ValueError: if the number of audio tokens in the prompt is not that of the audio.
+            ValueError: if the number of audio tokens in a prompt is not that of its audio.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
             inputs_embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
-            audio: Tensor | None = None
-            if encoder_frames is not None and encoder_frames_mask is not None:
+            if encoder_frames is None and input_features is not None:
+                encoder_frames, encoder_frames_mask = self.encode(input_features, input_features_mask)
+            if encoder_frames is not None:
+                if encoder_frames_mask is None:
+                    encoder_frames_mask = encoder_frames.new_ones(encoder_frames.shape[:2], dtype=torch.bool)
                 audio = self.connect(encoder_frames, encoder_frames_mask)
-            elif input_features is not None:
-                audio = self.get_audio_features(input_features, input_features_mask)
-            if audio is not None:
+                self._check_rows(input_ids, encoder_frames_mask)
                 inputs_embeds = self.place_audio(input_ids, inputs_embeds, audio)
+            elif _is_empty(kwargs.get("cache")) and bool((input_ids == self.config.audio_token_id).any()):
+                raise ValueError("the prompts hold audio tokens but no audio is given; pass `input_features` with them")
 
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
@@ -210,6 +219,45 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return inputs_embeds.masked_scatter(placeholders[:, :, None], audio.to(inputs_embeds))
 
+    def _check_rows(self, input_ids: Tensor, frames_mask: Tensor) -> None:
+        """Refuse prompts that agree with the clips in total only: a clip would go on in another row's prompt."""
+        held = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
+        given = [self.config.num_audio_tokens(2 * num_frames) for num_frames in frames_mask.sum(dim=1).tolist()]
+        if sum(held) == sum(given) and not {*accumulate(held)} <= {0, *accumulate(given)}:
+            raise ValueError(
+                f"the prompts hold {held} audio tokens but the clips give {given}; give clips and prompts in one order"
+            )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Any,
+        next_sequence_length: int | None = None,
+        cache: Cache | None = None,
+        attention_mask: Any = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Choose what one pass of `generate` sees: the audio goes with the pass that reads the prompt, and no other.
+
+        Where we differ from transformers: a model that drafts for another one (assisted generation) hears the audio
+        too, and stored `encoder_frames` are inputs like any other.
+        """
+        # The protocol that types the base method asks for attributes that transformers' own models lack.
+        inputs = cast(Any, super()).prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            cache=cache,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        audio = {name: kwargs[name] for name in _AUDIO_INPUTS if kwargs.get(name) is not None}
+        if is_first_iteration or _is_empty(cache):
+            return {**inputs, **audio}
+        return {name: value for name, value in inputs.items() if name not in audio}
+
     def num_parameters_by_part(self) -> dict[str, int]:
         """Count parameters of speech_encoder, connector, language_model (without adapters), lora, and in `total`.
 
@@ -230,3 +278,12 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def lora_layers(self) -> list[tuple[str, BaseTunerLayer]]:
         """List the LLM's layers that carry adapters, by name."""
         return [(n, m) for n, m in self.named_modules() if isinstance(m, BaseTunerLayer)]
+
+
+def _is_empty(cache: Cache | None) -> bool:
+    """Tell whether a pass reads its text from the start: no position lies in the cache yet."""
+    if cache is None:
+        return True
+    if cache.layers and all(cache.is_linear):
+        return not cache.has_previous_state()  # Mamba and its like have a state, but no length
+    return cache.get_seq_length() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -46,16 +46,30 @@ class StapesFeatureExtractor(WhisperFeatureExtractor):
         super().__init__(**kwargs)
         self.pad_to_s = pad_to_s
 
-    def __call__(self, raw_speech: Sequence[np.ndarray], **kwargs: Any) -> BatchFeature:  # type: ignore[override]  # only what an audio LM needs
-        """Transform waveforms (N,), float, mono, 16 kHz.
+    def __call__(  # type: ignore[override]  # only what an audio LM needs
+        self, raw_speech: np.ndarray | Sequence[np.ndarray], sampling_rate: int | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Transform waveforms.
+
+        Args:
+            raw_speech: one waveform (N,), float, mono, 16 kHz, or several of any length.
+            sampling_rate: of the waveforms, in Hz, to be checked if it is known.
+            kwargs: `padding`, `return_tensors` and `return_attention_mask`, which processors pass on, change nothing.
 
         Returns:
             `input_features` (B, M, F), float32 log-mel at 100 Hz with F = floor(N / 160), right-padded with zeros;
             `input_features_mask` (B, F), int64.
 
         Raises:
-            ValueError: if a waveform is not one-dimensional or shorter than 25 ms.
+            ValueError: if a waveform is not one-dimensional, shorter than 25 ms, or at another rate.
+            TypeError: for Whisper's other settings (`truncation`, `max_length`, …): nothing is ever cut.
         """
+        if ignored := sorted(kwargs.keys() - {"padding", "return_tensors", "return_attention_mask"}):
+            raise TypeError(f"{', '.join(ignored)}: not an argument here; a clip's features follow its true length")
+        if sampling_rate not in (None, self.sampling_rate):
+            raise ValueError(f"the audio is at {sampling_rate} Hz, the model wants {self.sampling_rate}; resample it")
+        if isinstance(raw_speech, np.ndarray) and raw_speech.ndim == 1:
+            raw_speech = [raw_speech]
         features = [self._one(np.asarray(waveform, dtype=np.float32)) for waveform in raw_speech]
         longest = max(feature.shape[1] for feature in features)
         batch = torch.zeros(len(features), self.feature_size, longest)
@@ -88,21 +102,32 @@ class StapesProcessor(ProcessorMixin):
         audio_token: a reserved token of the tokenizer; the processor repeats it once per audio embedding.
         prompt_template: text with `{audio}` and `{instruction}`, up to where the answer begins.
         frames_per_window, queries_per_window, tail: those of the model's connector; they fix the number of tokens.
+
+    Raises:
+        ValueError: if the tokenizer does not know the audio token, or the template lacks or repeats a field.
     """
 
     def __init__(
         self,
         feature_extractor: StapesFeatureExtractor,
         tokenizer: PreTrainedTokenizerBase,
-        audio_token: str = "",
-        prompt_template: str = "{audio}{instruction}",
-        frames_per_window: int = 1,
-        queries_per_window: int = 1,
-        tail: Literal["pad", "drop"] = "pad",
+        audio_token: str,
+        prompt_template: str,
+        frames_per_window: int,
+        queries_per_window: int,
+        tail: Literal["pad", "drop"],
         chat_template: str | None = None,
     ) -> None:
+        added: dict[str, int] = cast(Any, tokenizer).get_added_vocab()  # every tokenizer has it, their base class not
+        if audio_token not in added:
+            raise ValueError(
+                f"audio_token {audio_token!r} is not a token that the tokenizer keeps whole; choose another"
+            )
+        for field in ("{audio}", "{instruction}"):
+            if prompt_template.count(field) != 1:
+                raise ValueError(f"prompt_template wants {field} once, not {prompt_template.count(field)} times")
         self.audio_token = audio_token
-        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        self.audio_token_id = added[audio_token]
         self.prompt_template = prompt_template
         self.frames_per_window = frames_per_window
         self.queries_per_window = queries_per_window
@@ -117,9 +142,9 @@ class StapesProcessor(ProcessorMixin):
         """
         if self.audio_token in instruction:
             raise ValueError(f"the instruction holds the audio token {self.audio_token!r}; take it out")
-        before, after = self.prompt_template.split("{audio}")
-        # Plain replacement: braces in an instruction are text, not fields.
-        return before + self.audio_token + after.replace("{instruction}", instruction)
+        # One pass over the template: braces in an instruction are text, not fields.
+        fields = {"{audio}": self.audio_token, "{instruction}": instruction}
+        return re.sub(r"\{audio\}|\{instruction\}", lambda field: fields[field[0]], self.prompt_template)
 
     def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs: Any) -> str:
         """Repeat the audio token once for each embedding that clip `audio_idx` will give."""
@@ -146,13 +171,15 @@ class StapesProcessor(ProcessorMixin):
 
 
 def find_reserved_tokens(tokenizer: PreTrainedTokenizerFast, count: int) -> list[str]:
-    """Find tokens that the vocabulary holds and text never uses, so that the embedding table need not grow.
+    """Find tokens that the vocabulary holds and nothing uses, so that the embedding table need not grow.
 
     Raises:
         ValueError: if there are fewer than `count`; name the token in the recipe then (`model.audio_token`).
     """
     vocabulary: dict[str, int] = tokenizer.get_added_vocab()
-    in_use = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)}
+    in_use = {
+        str(token) for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
+    }
     found: list[str] = []
     for pattern in _RESERVED:
         matching = [token for token in vocabulary if re.fullmatch(pattern, token)]

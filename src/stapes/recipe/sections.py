@@ -100,10 +100,10 @@ class Speed(Section):
 
 
 class Reverb(Section):
-    """Convolution with a decaying impulse response, synthetic or from a folder."""
+    """Convolution with an impulse response: a synthetic one that decays by 60 dB in `rt60_s`, or one from a folder."""
 
     p: float = Field(ge=0, le=1)
-    rt60_s: PositiveSpan
+    rt60_s: PositiveSpan = (0.2, 0.8)
     folder: Path | None = None
 
 
@@ -111,15 +111,17 @@ class Codec(Section):
     """A trip through a lossy codec."""
 
     p: float = Field(ge=0, le=1)
-    kinds: tuple[str, ...] = ("mulaw", "gsm", "mp3", "vorbis")
+    kinds: tuple[Literal["mulaw", "alaw", "gsm", "mp3", "vorbis", "opus"], ...] = Field(
+        ("mulaw", "gsm", "mp3", "vorbis"), min_length=1
+    )
 
 
 class BandPass(Section):
-    """Telephone-like band limits, in Hz."""
+    """Telephone-like band limits, in Hz, below half of 16 kHz."""
 
     p: float = Field(ge=0, le=1)
     low_hz: float = Field(300, gt=0)
-    high_hz: float = Field(3400, gt=0)
+    high_hz: float = Field(3400, gt=0, lt=8000)
 
     @model_validator(mode="after")
     def _band_is_open(self) -> BandPass:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from ..environment import environment
 from ..errors import StapesError
-from ..files import read_json, staged_folder, write_json, write_text
+from ..files import full_disk_explained, read_json, staged_folder, write_json, write_text
 from ..recipe import Recipe, dump_recipe
 from .steps import Step, plan_steps
 
@@ -110,7 +110,7 @@ def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> b
         step.make(target.with_name(target.name + ".partial"))
         _barrier(step)
         return True
-    with staged_folder(target, keep_on_error=step.resumable) as work:
+    with staged_folder(target, keep_on_error=step.resumable) as work, full_disk_explained(folder):
         write_json(work / "step.json", {"step": step.name, "fingerprint": step.fingerprint, "complete": False})
         _barrier(step)
         cost = step.make(work)

@@ -54,7 +54,7 @@ class AutoClip:
 
 
 class DynamicClipping(TrainerCallback, ExportableState):
-    """Clip each update's gradient to `AutoClip`'s limit. Wants `max_grad_norm=0`, so that the Trainer does not clip too.
+    """Clip each update's gradient to `AutoClip`'s limit; `max_grad_norm` must be 0, so that the Trainer does not clip.
 
     The norms travel in the checkpoint's `trainer_state.json`. With `restore_callback_states_from_checkpoint=True` the
     Trainer builds this callback anew from them, so that a resumed run clips as an uninterrupted one; that is why all

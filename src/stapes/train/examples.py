@@ -13,6 +13,7 @@ from ..data import augment as effects
 from ..data.augment import sample_seed
 from ..data.collator import Example
 from ..data.mixture import Draw
+from ..data.noise import list_recordings
 from ..data.prompts import test_instruction, train_instruction
 from ..data.sample import Sample, load_sample_audio
 from ..model import StapesProcessor
@@ -50,6 +51,8 @@ class Examples(Dataset[Example]):
         self.augment = augment
         self.cache = cache
         self.train = train
+        self._effects = waveform_effects(augment) if augment else []
+        self._augment_identity = augment_identity(augment) if augment else None
 
     def __len__(self) -> int:
         return sum(len(corpus) for corpus in self.corpora)
@@ -62,6 +65,10 @@ class Examples(Dataset[Example]):
             return Example(instruction, sample.target, input_features=self.features(draw))
         return Example(instruction, sample.target, encoder_frames=self.cache.load(self.cache_path(draw)))
 
+    def draws(self) -> list[Draw]:
+        """List every sample once, in order."""
+        return [Draw(corpus, index, 0) for corpus, own in enumerate(self.corpora) for index in range(len(own))]
+
     def features(self, draw: Draw) -> Tensor:
         """Compute the (augmented) log-mel features (M, F) of one draw."""
         sample = self.corpora[draw.corpus][draw.index]
@@ -69,7 +76,7 @@ class Examples(Dataset[Example]):
         if self.augment is None:
             return self._log_mel(waveform)
         seed = sample_seed(self.seed, sample.id, self.version(draw))
-        waveform = effects.augment(waveform, waveform_effects(self.augment), seed)
+        waveform = effects.augment(waveform, self._effects, seed)
         features = self._log_mel(waveform)
         if (masks := self.augment.spec_augment) is None:
             return features
@@ -90,7 +97,7 @@ class Examples(Dataset[Example]):
         sample = self.corpora[draw.corpus][draw.index]
         augmentation = None
         if self.augment is not None:
-            augmentation = (self.augment.model_dump_json(), self.seed, sample.id, self.version(draw))
+            augmentation = (self._augment_identity, self.seed, sample.id, self.version(draw))
         return feature_path(self.cache.folder, (sample.audio, *sample.extra_audio), augmentation)
 
 
@@ -110,3 +117,14 @@ def waveform_effects(section: Augment) -> list[effects.Effect]:
     if section.gain:
         chosen.append(effects.Gain(**section.gain.model_dump()))
     return chosen
+
+
+def augment_identity(section: Augment) -> str:
+    """Name an augmentation by its settings and the recordings it takes; how many `copies` there are changes none."""
+    recordings = []
+    for effect in (section.noise, section.reverb):
+        if effect is not None and effect.folder is not None:
+            recordings += [
+                (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in list_recordings(effect.folder)
+            ]
+    return f"{section.model_dump_json(exclude={'copies'})} {recordings}"

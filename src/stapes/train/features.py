@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ..data.mixture import Draw
+from ..errors import StapesError
 from ..model import StapesForConditionalGeneration
 
 if TYPE_CHECKING:
@@ -38,8 +40,18 @@ class FeatureCache:
         self.folder = folder
 
     def load(self, path: Path) -> Tensor:
-        """Read the frames (T, D) stored at `path`, as float32."""
-        return torch.from_numpy(np.load(path, allow_pickle=False)).float()
+        """Read the frames (T, D) stored at `path`, as float32.
+
+        Raises:
+            StapesError: if the file is gone or damaged.
+        """
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False)).float()
+        except (OSError, ValueError, EOFError) as error:
+            raise StapesError(
+                f"{path}: stored encoder output cannot be read ({error}); delete the file, and the same command makes "
+                "it again"
+            ) from error
 
     def fill(
         self, model: StapesForConditionalGeneration, examples: Examples, draws: Iterable[Draw], share: tuple[int, int]
@@ -55,13 +67,16 @@ class FeatureCache:
         Returns:
             how many clips were encoded here.
         """
-        missing: dict[Path, Draw] = {}
+        wanted: dict[Path, Draw] = {}
+        seen: set[tuple[int, int, int]] = set()
         for draw in draws:
-            path = examples.cache_path(draw)
-            if path not in missing and not path.exists():
-                missing[path] = draw
+            version = (draw.corpus, draw.index, examples.version(draw))
+            if version not in seen:
+                seen.add(version)
+                wanted.setdefault(examples.cache_path(draw), draw)
+        # Shared out by place among all, not among the missing: that list shrinks while another process fills its part.
         rank, num_processes = share
-        mine = sorted(missing.items())[rank::num_processes]
+        mine = [(path, draw) for path, draw in sorted(wanted.items())[rank::num_processes] if not path.exists()]
         # Lengths are known only once the features are there, so clips are pooled, sorted and batched pool by pool.
         pool: list[tuple[Path, Tensor]] = []
         progress = track(mine, "encoding clips once", console=Console(stderr=True), disable=not mine or rank > 0)
@@ -96,10 +111,13 @@ def feature_path(folder: Path, audio: Sequence[Path], augmentation: tuple[Any, .
 
 
 def encoder_identity(model: StapesForConditionalGeneration, feature_extractor: Any) -> str:
-    """Name an encoder by its weights and its front end, so that no other encoder's output is ever taken for its own."""
+    """Name an encoder by weights, dtype and front end, so that no other encoder's output is ever taken for its own."""
     digest = hashlib.sha256(feature_extractor.to_json_string().encode())
+    config = model.speech_encoder.config
+    # What the weights do not show.
+    digest.update(f"{config.encoder_attention_heads} {config.activation_function} {config.scale_embedding}".encode())
     for name, tensor in sorted(model.speech_encoder.state_dict().items()):
-        digest.update(name.encode())
+        digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -117,11 +135,19 @@ def _encode_batch(model: StapesForConditionalGeneration, features: list[Tensor])
 
 
 def _save(path: Path, frames: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not np.isfinite(frames).all():
+        raise StapesError(
+            f"{path}: the encoder's output is not finite in float16; set `feature_cache: false` for this stage"
+        )
+    # numpy's own writing to a file hides that the disk is full.
+    content = io.BytesIO()
+    np.save(content, frames, allow_pickle=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            np.save(stream, frames, allow_pickle=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.getbuffer())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import shutil
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
-from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from accelerate.utils import gather_object
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
-from ..assembly import save_model
+from ..assembly import TRAINED_FILE, save_model
 from ..data.collator import collate
-from ..data.mixture import Draw, MixtureBatchSampler
+from ..data.mixture import MixtureBatchSampler
 from ..data.sample import load_manifest, sample_duration_s
-from ..errors import RecipeError
+from ..errors import StapesError
+from ..files import read_json, write_json
 from ..model import StapesForConditionalGeneration, StapesProcessor
-from ..recipe import DynamicClip, FixedClip, Stage
-from .callbacks import CompleteMark, LossLog, ProgressBar, last_checkpoint
+from ..recipe import DynamicClip, Stage
+from .arguments import check_stage, training_arguments
+from .callbacks import CompleteMark, LossLog, ProgressBar, checkpoint_step, last_checkpoint, remove_torn_checkpoints
 from .clipping import DynamicClipping
 from .examples import Examples
 from .features import FeatureCache, encoder_identity
-from .precision import choose_precision, torch_dtype
+from .precision import Precision, choose_attention, choose_precision, torch_dtype
 from .trainee import Trainee
+from .trainer import StageTrainer
+
+__all__ = ["RESULT_FILE", "StageResult", "check_stage", "train_stage"]
+
+RESULT_FILE = "trained.json"
+"""Holds a `StageResult`; written once the trained part is complete, before checkpoints are deleted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +49,9 @@ class StageResult:
         resumed_from: the step this run of the program began with; 0 if it began at the start.
         seconds: wall time of this run of the program, feature cache included.
         cache_seconds: the part of it that went into encoding clips for the cache.
-        encoded_clips: clips that were encoded into the cache.
+        encoded_clips: clips that all processes together encoded into the cache.
         trainable_parameters: how many numbers learnt.
-        train_loss: mean loss over the steps of this run.
+        train_loss: mean loss over all steps, those before an interruption included.
     """
 
     steps: int
@@ -66,168 +75,185 @@ def train_stage(
 ) -> StageResult:
     """Train `model` in place and write its trained part to `folder`.
 
-    Checkpoints go to `folder/checkpoints`; if there are any, training goes on from the last whole one, and ends with
-    the weights it would have had without the interruption.
+    Checkpoints go to `folder/checkpoints`; training goes on from the last whole one and ends with the weights it would
+    have had without the interruption. A folder that is finished is only loaded.
 
     Args:
         stage: what learns, on what, for how long.
-        name: of the stage, for the loss log.
-        seed: of data order, augmentation and dropout.
-        folder: working folder; `trained.safetensors`, configuration, processor and `losses.jsonl` end up there.
+        name: of the stage, for logs.
+        seed: of data order, augmentation, adapters and dropout.
+        folder: where the trained part, configuration, processor, `losses.jsonl` and maybe `tensorboard/` end up.
         cache: where encoder output is kept, shared by all stages and runs.
 
     Raises:
         ManifestError, AudioError: if data cannot be read.
+        StapesError: if the stage does not fit the model, the machine or an interrupted run, or its loss is no number.
     """
     started = time.monotonic()
-    state = PartialState()
+    arguments = _one_device_arguments(stage, name, seed, folder)
+    _prepare_parts(model, stage, name, seed, arguments.device)
+    if (folder / RESULT_FILE).exists():
+        return _load_finished(model, folder)
+    sampler, train_set, valid_set = _load_data(model, processor, stage, seed, cache)
+    encoded, cache_seconds = _fill_cache(model, sampler, train_set, valid_set)
+    trainer = StageTrainer(
+        model=Trainee(model),
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=valid_set if stage.valid else None,
+        data_collator=partial(collate, processor=processor),
+        callbacks=[CompleteMark(), LossLog(folder / "losses.jsonl", name)],
+    )
+    trainer.sampler, trainer.valid_draws = sampler, valid_set.draws()
+    if isinstance(stage.clip, DynamicClip):
+        trainer.add_callback(DynamicClipping(stage.clip.percentile, stage.clip.window))
+    resumed_from = _run(trainer, name, folder)
+    result = StageResult(
+        steps=trainer.state.global_step,
+        resumed_from=resumed_from,
+        seconds=round(time.monotonic() - started, 2),
+        cache_seconds=cache_seconds,
+        encoded_clips=encoded,
+        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        train_loss=round(_mean_loss(trainer.state.log_history), 4),
+    )
+    if trainer.is_world_process_zero():
+        save_model(model.eval(), processor, folder, trained_only=True)
+        write_json(folder / RESULT_FILE, dataclasses.asdict(result))
+        shutil.rmtree(folder / "checkpoints")
+    PartialState().wait_for_everyone()
+    return result
+
+
+def _one_device_arguments(stage: Stage, name: str, seed: int, folder: Path) -> TrainingArguments:
+    """Make the Trainer's arguments, and refuse to spread one process over several GPUs."""
+    device = PartialState().device
+    assert device is not None  # chosen when the state is made
+    arguments = training_arguments(stage, name=name, seed=seed, folder=folder, device=device.type)
+    if arguments.n_gpu > 1:
+        raise StapesError(
+            f"{arguments.n_gpu} GPUs are there for one process; start with `accelerate launch -m stapes run …`, or let "
+            "it see one (`CUDA_VISIBLE_DEVICES=0`)"
+        )
+    return arguments
+
+
+def _prepare_parts(
+    model: StapesForConditionalGeneration, stage: Stage, name: str, seed: int, device: torch.device
+) -> None:
+    """Add adapters if the stage asks for new ones, let only its parts learn, and fit the rest to the device."""
+    if stage.lora is not None:
+        settings = stage.lora.model_dump()
+        if not isinstance(settings["target_modules"], str):
+            settings["target_modules"] = sorted(settings["target_modules"])
+        if model.config.lora is None:
+            torch.manual_seed(seed)
+            model.add_lora(**settings)
+        elif model.config.lora != settings:
+            raise StapesError(
+                f"stage `{name}` asks for adapters with {settings}, but the model has some with {model.config.lora}; "
+                "adapters stay for the stages that follow: drop `lora` from the later stage"
+            )
+    model.set_trainable(set(stage.trainable))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise StapesError(f"stage `{name}`: nothing learns, the model has no {' or '.join(stage.trainable)}")
+    model.config.trained_parts = sorted({*(model.config.trained_parts or ()), *stage.trainable})
+    precision: Precision = choose_precision(stage.precision, device.type)
+    for parameter in model.parameters():
+        # What learns is kept in float32; autocast casts it where that is safe.
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch_dtype(precision))
+    if choose_attention(precision, device.type) == "flash_attention_2":
+        # The connector's windows are too short to gain by it; transformers' own default everywhere else is SDPA.
+        for part in (model.speech_encoder, model.language_model):
+            if part._supports_flash_attn:
+                part.set_attn_implementation("flash_attention_2")
+    cast(nn.Module, model).to(device)
+
+
+def _load_finished(model: StapesForConditionalGeneration, folder: Path) -> StageResult:
+    """Take what an earlier run finished before it was cut off."""
+    model.load_state_dict(load_file(folder / TRAINED_FILE), strict=False)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    model.eval()
+    return StageResult(**read_json(folder / RESULT_FILE))
+
+
+def _load_data(
+    model: StapesForConditionalGeneration, processor: StapesProcessor, stage: Stage, seed: int, cache: Path
+) -> tuple[MixtureBatchSampler, Examples, Examples]:
+    """Make the order of training samples, the training examples and the validation examples."""
     corpora = [load_manifest(path) for path in stage.data]
     valid = [load_manifest(path) for path in stage.valid]
-    _prepare_parts(model, stage, seed, choose_precision(stage.precision, state.device.type))
-    model.to(state.device)
-
     sampler = MixtureBatchSampler(
         [[sample_duration_s(sample) for sample in corpus] for corpus in corpora],
         weights=list(stage.data.values()),
         batch_size=stage.per_device_train_batch_size,
         accumulation_steps=stage.gradient_accumulation_steps,
-        world_size=state.num_processes,
+        world_size=PartialState().num_processes,
         num_steps=stage.max_steps,
         seed=seed,
     )
-    feature_cache = None
+    features = None
     if stage.feature_cache and "speech_encoder" not in stage.trainable:
-        feature_cache = FeatureCache(cache / encoder_identity(model, processor.feature_extractor))
-    train_set = Examples(corpora, processor, seed, stage.augment, feature_cache)
-    valid_set = Examples(valid, processor, seed, cache=feature_cache, train=False)
-    valid_draws = [Draw(corpus, index, 0) for corpus, samples in enumerate(valid) for index in range(len(samples))]
-    encoded = 0
-    if feature_cache is not None:
-        share = (state.process_index, state.num_processes)
-        encoded = feature_cache.fill(model, train_set, (draw for batch in sampler for draw in batch), share)
-        encoded += feature_cache.fill(model, valid_set, valid_draws, share)
-        state.wait_for_everyone()
-    cache_seconds = time.monotonic() - started
+        features = FeatureCache(cache / encoder_identity(model, processor.feature_extractor))
+    train_set = Examples(corpora, processor, seed, stage.augment, features)
+    return sampler, train_set, Examples(valid, processor, seed, cache=features, train=False)
 
-    trainer = StageTrainer(
-        model=Trainee(model),
-        args=_training_arguments(stage, seed, folder / "checkpoints", state.device.type),
-        train_dataset=train_set,
-        eval_dataset=valid_set if valid_draws else None,
-        data_collator=partial(collate, processor=processor),
-        callbacks=[CompleteMark(), ProgressBar(name)],
-    )
+
+def _fill_cache(
+    model: StapesForConditionalGeneration, sampler: MixtureBatchSampler, train_set: Examples, valid_set: Examples
+) -> tuple[int, float]:
+    """Encode what the stage will need and the cache does not hold; count clips of all processes, and seconds."""
+    if train_set.cache is None:
+        return 0, 0.0
+    started = time.monotonic()
+    state = PartialState()
+    share = (state.process_index, state.num_processes)
+    encoded = train_set.cache.fill(model, train_set, (draw for batch in sampler for draw in batch), share)
+    encoded += train_set.cache.fill(model, valid_set, valid_set.draws(), share)
+    # Each process needs what the others encode: this waits for them, too.
+    return sum(gather_object([encoded])), round(time.monotonic() - started, 2)
+
+
+def _run(trainer: StageTrainer, name: str, folder: Path) -> int:
+    """Train to the end, from the last whole checkpoint if there is one; return the step it went on from."""
     # Both print to stdout, which is for results.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    trainer.sampler, trainer.valid_draws = sampler, valid_draws
-    if isinstance(stage.clip, DynamicClip):
-        trainer.add_callback(DynamicClipping(stage.clip.percentile, stage.clip.window))
-    # Last, so that it sees what the others add to the logs.
-    trainer.add_callback(LossLog(folder / "losses.jsonl", name))
-    checkpoint = last_checkpoint(folder / "checkpoints")
-    resumed_from = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise StapesError("stapes trains data-parallel only; use `accelerate launch` without DeepSpeed or FSDP")
+    checkpoint = last_checkpoint(folder / "checkpoints", trainer.args.world_size)
+    resumed_from = checkpoint_step(checkpoint) if checkpoint else 0
+    PartialState().wait_for_everyone()
     if trainer.is_world_process_zero():
-        save_model(model.eval(), processor, folder, trained_only=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    state.wait_for_everyone()
-    return StageResult(
-        steps=stage.max_steps,
-        resumed_from=resumed_from,
-        seconds=round(time.monotonic() - started, 2),
-        cache_seconds=round(cache_seconds, 2),
-        encoded_clips=encoded,
-        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        train_loss=round(result.training_loss, 4),
-    )
+        remove_torn_checkpoints(folder / "checkpoints")
+    _place_tensorboard(trainer, folder / "tensorboard", resumed_from)
+    # Otherwise validated and logged a second time.
+    trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
+    bar = ProgressBar(name)
+    trainer.add_callback(bar)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.close()
+    return resumed_from
 
 
-class StageTrainer(Trainer):
-    """The Trainer, fed by our mixture: batches of like length in an order that can be resumed."""
+def _place_tensorboard(trainer: StageTrainer, folder: Path, resumed_from: int) -> None:
+    """Let TensorBoard write beside the losses, not into the folder of checkpoints, which is deleted."""
+    if trainer.pop_callback(TensorBoardCallback) is None or not trainer.is_world_process_zero():
+        return
+    from torch.utils.tensorboard import SummaryWriter
 
-    sampler: MixtureBatchSampler
-    valid_draws: Sequence[Draw]
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return the loader over the mixture's batches."""
-        return self._loader(self.train_dataset, self.sampler)
-
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Return the loader over the validation samples, in order."""
-        size = self.args.per_device_eval_batch_size
-        draws = list(self.valid_draws)
-        batches = [draws[start : start + size] for start in range(0, len(draws), size)]
-        return self._loader(self.eval_dataset, batches)
-
-    def _loader(self, dataset: Any, batches: Any) -> DataLoader:
-        loader = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-        )
-        return self.accelerator.prepare(loader)
+    purge_step = resumed_from + 1 if resumed_from else None
+    trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder), purge_step=purge_step)))
 
 
-def check_stage(path: str, name: str, stage: Stage) -> None:
-    """Refuse keys of `trainer` that TrainingArguments does not have, and data that is not there.
-
-    Args:
-        path: of the recipe, for the message.
-        name: of the stage.
-
-    Raises:
-        RecipeError: naming the key and the nearest known one.
-    """
-    known = [field.name for field in dataclasses.fields(TrainingArguments)]
-    for key in stage.trainer:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise RecipeError(f"{path}: train.{name}.trainer.{key} is not a field of TrainingArguments{hint}")
-
-
-def _prepare_parts(model: StapesForConditionalGeneration, stage: Stage, seed: int, precision: Any) -> None:
-    """Add adapters if the stage asks for new ones, and let only its parts learn."""
-    if stage.lora is not None and model.config.lora is None:
-        settings = stage.lora.model_dump()
-        if not isinstance(settings["target_modules"], str):
-            settings["target_modules"] = list(settings["target_modules"])
-        torch.manual_seed(seed)
-        model.add_lora(**settings)
-    model.set_trainable(set(stage.trainable))
-    model.config.trained_parts = sorted({*(model.config.trained_parts or ()), *stage.trainable})
-    for parameter in model.parameters():
-        # What learns is kept in float32; autocast casts it where that is safe.
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch_dtype(precision))
-
-
-def _training_arguments(stage: Stage, seed: int, output_dir: Path, device: str) -> TrainingArguments:
-    precision = choose_precision(stage.precision, device)
-    settings: dict[str, Any] = {
-        "output_dir": str(output_dir),
-        "max_steps": stage.max_steps,
-        "learning_rate": stage.learning_rate,
-        "per_device_train_batch_size": stage.per_device_train_batch_size,
-        "gradient_accumulation_steps": stage.gradient_accumulation_steps,
-        "max_grad_norm": stage.clip.max_norm if isinstance(stage.clip, FixedClip) else 0.0,
-        "seed": seed,
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
-        "save_strategy": "steps",
-        "save_steps": stage.save_steps,
-        # One older checkpoint stays, in case a kill cuts the newest one off while it is written.
-        "save_total_limit": 2,
-        "logging_steps": stage.logging_steps,
-        "eval_strategy": "steps" if stage.valid else "no",
-        "eval_steps": stage.save_steps,
-        "prediction_loss_only": True,
-        "label_names": ["labels"],
-        "remove_unused_columns": False,
-        "restore_callback_states_from_checkpoint": True,
-        "report_to": "none",
-    }
-    return TrainingArguments(**{**settings, **stage.trainer})
+def _mean_loss(history: list[dict[str, Any]]) -> float:
+    """Average the logged losses, each the mean of the steps since the one before."""
+    total, steps = 0.0, 0
+    for entry in history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - steps)
+            steps = entry["step"]
+    return total / steps

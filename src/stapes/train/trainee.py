@@ -25,8 +25,8 @@ class Trainee(nn.Module):
         self.model = model
 
     def forward(self, **batch: Any) -> CausalLMOutputWithPast:
-        """Run the model."""
-        return self.model(**batch)
+        """Run the model; while training nothing is generated, so that keys and values need not be kept."""
+        return self.model(use_cache=False, **batch)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]  # one form suffices
         """Return the tensors that learn, by their name in the model."""
@@ -48,6 +48,11 @@ class Trainee(nn.Module):
         self.model.load_state_dict(state_dict, strict=False)
         return _IncompatibleKeys([], [])
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Trade compute for memory inside the LLM."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Trade compute for memory in parts that learn; frozen layers, being in eval mode, keep their activations."""
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)

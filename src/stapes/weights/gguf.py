@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def convert_gguf(path: Path, folder: Path) -> str:
         )
         # Not AutoTokenizer: it would read the whole file once more to learn the architecture.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except (ValueError, KeyError, NotImplementedError, struct.error) as error:
         raise WeightsError(f"{path}: transformers cannot read this GGUF file: {error}") from error
     _split_as_trained(tokenizer, path)
     tokenizer.model_max_length = model.config.max_position_embeddings

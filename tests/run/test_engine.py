@@ -1,0 +1,127 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from stapes.errors import RecipeError, StapesError, WeightsError
+from stapes.files import read_json
+from stapes.inference import load
+from stapes.recipe import Recipe, load_recipe
+from stapes.run import check_recipe, run_recipe
+
+# Measuring starts a process for each variant, which is the slow tier's business.
+OFFLINE = {"bench": None}
+MADE = ["data_check", "align", "tune", "merge_lora", "quantize"]
+EVALS = ["eval/tune", "eval/merge_lora", "eval/quantize"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAPES_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def recipe(small_parts: Path) -> Recipe:
+    return load_recipe(small_parts / "small.yaml", OFFLINE)
+
+
+def changed(small_parts: Path, **keys: object) -> Recipe:
+    return load_recipe(small_parts / "small.yaml", {**OFFLINE, **{k.replace("__", "."): v for k, v in keys.items()}})
+
+
+def test_a_run_makes_every_step_once_and_the_second_run_skips_all(recipe: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = run_recipe(recipe, folder)
+    assert (first.made, first.skipped) == ([*MADE, *EVALS, "report"], [])
+    assert first.report == folder / "report" / "report.html"
+    assert first.report.stat().st_size > 0
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.parent != folder}
+    lines: list[str] = []
+    second = run_recipe(recipe, folder, say=lines.append)
+    assert (second.made, second.skipped) == ([], first.made)
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    assert lines[0] == "[1/9] data_check: done before, skipped"
+    assert not list(folder.rglob("*.partial"))
+    for name in first.made:
+        mark = read_json(folder / name / "step.json")
+        assert mark["step"] == name
+        assert mark["complete"] is True
+        assert mark["environment"]["device"] == "cpu"
+
+    # Every variant answers, and merging changes nothing that is said.
+    said = [
+        [json.loads(line)["text"] for line in (folder / name / "predictions.jsonl").read_text().splitlines()]
+        for name in EVALS
+    ]
+    assert len(said[0]) == 4
+    assert said[0] == said[1]
+    scores = read_json(folder / "eval" / "quantize" / "scores.json")
+    assert scores["paired"]["against"] == "tune"
+    assert load(folder / "quantize").model.config.int8 is not None
+
+
+def test_other_settings_are_refused_until_redo_makes_anew_what_follows(small_parts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    plain = {"evaluate": None, "compress": []}
+    run_recipe(changed(small_parts, **plain), folder)
+    other = changed(small_parts, **plain, train__tune__learning_rate=2e-3)
+    with pytest.raises(StapesError, match=r"run/tune was made from other settings or data; `--redo` makes it"):
+        run_recipe(other, folder)
+    assert (folder / "tune" / "trained.safetensors").exists()
+    redone = run_recipe(other, folder, redo=True)
+    assert redone.skipped == ["data_check", "align"]
+    assert redone.made == ["tune", "report"]
+
+
+def test_an_interrupted_step_is_not_taken_for_a_finished_one(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    def interrupt(line: str) -> None:
+        if "merge_lora" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, folder, say=interrupt)
+    assert not (folder / "merge_lora").exists()
+    # A folder that a kill left behind half-made is made anew.
+    half = folder / "merge_lora.partial"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half of it")
+    again = run_recipe(recipe, folder)
+    assert again.skipped == ["data_check", "align", "tune"]
+    assert again.made == ["merge_lora", "quantize", *EVALS, "report"]
+    assert not half.exists()
+
+
+def test_two_runs_do_not_share_a_folder(recipe: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(StapesError, match="another run works in this folder"):
+        run_recipe(recipe, folder)
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_bad_audio_stops_a_run_before_it_trains(small_parts: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    shutil.copytree(small_parts, parts)
+    clip = parts / "clips" / "train3.wav"
+    clip.write_bytes(clip.read_bytes()[:5000])
+    with pytest.raises(StapesError, match=r"(?s)1 samples cannot be used, the first:\n.*train\.jsonl:4: .*train3\.wav"):
+        run_recipe(load_recipe(parts / "small.yaml", OFFLINE), tmp_path / "run")
+    assert not (tmp_path / "run" / "align").exists()
+
+
+def test_check_finds_what_a_run_would_stumble_over(small_parts: Path) -> None:
+    path = str(small_parts / "small.yaml")
+    check_recipe(load_recipe(path), path)
+    wrong = load_recipe(path, {"train.align.trainer": {"warmup_step": 3}})
+    with pytest.raises(RecipeError, match=r"small\.yaml: train\.align\.trainer\.warmup_step .* `warmup_steps`\?"):
+        check_recipe(wrong, path)
+    with pytest.raises(StapesError, match=r"none\.jsonl: no such manifest"):
+        check_recipe(load_recipe(path, {"evaluate.data": ["/nowhere/none.jsonl"]}), path)
+    with pytest.raises(WeightsError, match="no/where"):
+        check_recipe(load_recipe(path, {"model.llm": "/no/where"}), path)

@@ -1,0 +1,85 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stapes.errors import StapesError
+from stapes.recipe import Recipe, load_recipe
+from stapes.run import plan_steps
+
+NAMES = [
+    "data_check",
+    "align",
+    "tune",
+    "merge_lora",
+    "quantize",
+    "eval/tune",
+    "eval/merge_lora",
+    "eval/quantize",
+    "bench/tune",
+    "bench/merge_lora",
+    "bench/quantize",
+    "report",
+]
+
+
+def marks(recipe: Recipe, folder: Path) -> dict[str, str]:
+    return {step.name: step.fingerprint for step in plan_steps(recipe, folder)}
+
+
+def test_a_recipe_comes_down_to_steps_in_order(small_parts: Path, tmp_path: Path) -> None:
+    steps = plan_steps(load_recipe(small_parts / "small.yaml"), tmp_path)
+    assert [step.name for step in steps] == NAMES
+    assert [step.name for step in steps if step.everywhere] == ["align", "tune"]
+    assert [step.name for step in steps if step.resumable] == [
+        "align",
+        "tune",
+        "eval/tune",
+        "eval/merge_lora",
+        "eval/quantize",
+    ]
+
+
+def test_without_evaluation_or_bench_there_are_no_such_steps(small_parts: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(small_parts / "small.yaml", {"evaluate": None, "bench": None, "compress": []})
+    assert [step.name for step in plan_steps(recipe, tmp_path)] == ["data_check", "align", "tune", "report"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "changed"),
+    [
+        ("bench.repeats", 4, [name for name in NAMES if name.startswith(("bench", "report"))]),
+        ("evaluate.limit", 3, [name for name in NAMES if name.startswith(("eval", "report"))]),
+        ("report.samples", 3, ["report"]),
+        ("train.tune.learning_rate", 2e-3, NAMES[2:]),
+        ("train.align.max_steps", 5, NAMES[1:]),
+        ("model.pad_audio_to_s", 30, NAMES[1:]),
+        ("seed", 2, NAMES[1:]),
+        ("compress", [{"kind": "merge_lora"}, {"kind": "quantize", "skip": ["lm_head"]}],
+         ["quantize", "eval/quantize", "bench/quantize", "report"]),
+        ("name", "other", []),
+    ],
+)  # fmt: skip
+def test_a_change_reaches_what_follows_from_it_and_nothing_else(
+    key: str, value: object, changed: list[str], small_parts: Path, tmp_path: Path
+) -> None:
+    before = marks(load_recipe(small_parts / "small.yaml"), tmp_path)
+    after = marks(load_recipe(small_parts / "small.yaml", {key: value}), tmp_path)
+    assert [name for name in before if before[name] != after[name]] == changed
+
+
+def test_another_manifest_text_makes_everything_anew_that_reads_it(small_parts: Path, tmp_path: Path) -> None:
+    for name in ("small.yaml", "train.jsonl", "valid.jsonl", "test.jsonl"):
+        shutil.copy(small_parts / name, tmp_path)
+    recipe = load_recipe(tmp_path / "small.yaml")
+    before = marks(recipe, tmp_path)
+    manifest = tmp_path / "valid.jsonl"
+    manifest.write_text(manifest.read_text().replace("word 1", "word one"))
+    after = marks(recipe, tmp_path)
+    assert [name for name in before if before[name] != after[name]] == NAMES
+
+
+def test_a_missing_manifest_is_named(small_parts: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(small_parts / "small.yaml", {"evaluate.data": [str(tmp_path / "none.jsonl")]})
+    with pytest.raises(StapesError, match=r"none\.jsonl: no such manifest"):
+        plan_steps(recipe, tmp_path)
