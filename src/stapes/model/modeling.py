@@ -240,11 +240,13 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Choose what one pass of `generate` sees: the audio goes with the pass that reads the prompt, and no other.
 
-        Where we differ from transformers: a model that drafts for another one (assisted generation) hears the audio
-        too, and stored `encoder_frames` are inputs like any other.
+        Text is prepared by the LLM, which may have ways of its own (Mamba takes no mask once it has a state). Where we
+        differ from transformers: a model that drafts for another one (assisted generation) hears the audio too, and
+        stored `encoder_frames` are inputs like any other.
         """
-        # The protocol that types the base method asks for attributes that transformers' own models lack.
-        inputs = cast(Any, super()).prepare_inputs_for_generation(
+        audio = {name: kwargs.pop(name) for name in _AUDIO_INPUTS if name in kwargs}
+        # The protocol that types generation asks for attributes that transformers' own models lack.
+        inputs = cast(Any, self.language_model).prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
             cache=cache,
@@ -253,10 +255,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        audio = {name: kwargs[name] for name in _AUDIO_INPUTS if kwargs.get(name) is not None}
-        if is_first_iteration or _is_empty(cache):
-            return {**inputs, **audio}
-        return {name: value for name, value in inputs.items() if name not in audio}
+        return {**inputs, **audio} if is_first_iteration or _is_empty(cache) else inputs
 
     def num_parameters_by_part(self) -> dict[str, int]:
         """Count parameters of speech_encoder, connector, language_model (without adapters), lora, and in `total`.
