@@ -7,18 +7,22 @@ A *complete* folder is what `save_pretrained` writes: `from_pretrained` reads it
 from __future__ import annotations
 
 import copy
-import shutil
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, WhisperConfig
 
 from . import weights
-from .errors import ModelFolderError
+from .errors import ModelFolderError, StapesError
 from .files import read_json, write_json
 from .model import (
     ConnectorConfig,
@@ -32,7 +36,9 @@ from .model.connectors import StackedMLP
 from .model.speech_encoder import SpeechEncoder
 
 TRAINED_FILE = "trained.safetensors"
+BASE_FILE = "base_weights.json"
 _COMPLETE_FILES = ("model.safetensors", "model.safetensors.index.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
 _PLAIN_PROMPT = "USER: <Speech>{audio}</Speech> {instruction}\nASSISTANT:"
 
 
@@ -60,42 +66,41 @@ def build(
 
     Raises:
         WeightsError: if weights cannot be found.
-        ModelFolderError: if the speech encoder is not a Whisper.
-        ValueError: if the tokenizer has no token to spare.
+        ModelFolderError: if the speech encoder is not a Whisper, the LLM not a decoder, its tokenizer has no token to
+            spare or no chat template, or weights are missing or damaged.
     """
     encoder, feature_extractor = _load_speech_encoder(speech_encoder, pad_audio_to_s, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(weights.resolve(llm))
+    with _reading(llm):
+        tokenizer = AutoTokenizer.from_pretrained(weights.resolve(llm))
+    audio_token = _reserve_tokens(llm, tokenizer, audio_token)
+    try:
+        processor = StapesProcessor(
+            feature_extractor,
+            tokenizer,
+            audio_token=audio_token,
+            prompt_template=_prompt_template(prompt, tokenizer),
+            frames_per_window=connector.frames_per_window,
+            queries_per_window=connector.queries_per_window,
+            tail=connector.tail,
+        )
+    except ValueError as error:
+        raise ModelFolderError(f"{llm}: {error}") from error
     language_model = _load_language_model(llm, dtype)
-    spare = find_reserved_tokens(tokenizer, count=2 if audio_token is None else 1)
-    audio_token = audio_token or spare.pop(0)
-    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        tokenizer.pad_token = spare[0]
     config = StapesConfig(
         # Copies: a composite configuration clears the attention implementation of those it is given, and parts
         # without one fall back to attention that ignores masks.
         speech_config=copy.deepcopy(encoder.config),
         text_config=copy.deepcopy(language_model.config),
         connector_config=connector,
-        audio_token_id=tokenizer.convert_tokens_to_ids(audio_token),
+        audio_token_id=processor.audio_token_id,
         sources={"speech_encoder": speech_encoder, "llm": llm},
     )
     torch.manual_seed(seed)
     model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
     if isinstance(model.connector, StackedMLP):
-        # Tokens enter the LLM at the size of its own embeddings (root mean square over the table).
-        embeddings = cast(nn.Embedding, model.get_input_embeddings())
-        nn.init.constant_(model.connector.norm_out.weight, float(embeddings.weight.float().pow(2).mean().sqrt()))
+        nn.init.constant_(model.connector.norm_out.weight, _embedding_size(model))
     model.connector.to(dtype)
     model.generation_config = _generation_config(language_model, tokenizer, config.audio_token_id)
-    processor = StapesProcessor(
-        feature_extractor,
-        tokenizer,
-        audio_token=audio_token,
-        prompt_template=_prompt_template(prompt, tokenizer),
-        frames_per_window=connector.frames_per_window,
-        queries_per_window=connector.queries_per_window,
-        tail=connector.tail,
-    )
     return model.eval(), processor
 
 
@@ -109,16 +114,21 @@ def load_model(
         WeightsError: if a trained-part folder names weights that cannot be found.
     """
     folder = Path(folder)
-    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
-        _require(folder, name)
-    model_type = read_json(folder / "config.json").get("model_type")
-    if model_type != StapesConfig.model_type:
-        raise ModelFolderError(f"{folder}: config.json describes a `{model_type}` model, not a stapes one")
-    processor = StapesProcessor.from_pretrained(folder)
+    config = _read_object(folder / "config.json")
+    if config.get("model_type") != StapesConfig.model_type:
+        raise ModelFolderError(
+            f"{folder}: config.json describes a `{config.get('model_type')}` model, not a stapes one"
+        )
+    for name in ("generation_config.json", "processor_config.json", "tokenizer_config.json"):
+        _read_object(folder / name)
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        raise ModelFolderError(f"{folder}: {_TOKENIZER_FILES[0]} is missing; the copy or download is incomplete")
+    with _reading(folder):
+        processor = StapesProcessor.from_pretrained(folder)
     if (folder / TRAINED_FILE).exists():
         model = _load_trained_part(folder, dtype)
     elif any((folder / name).exists() for name in _COMPLETE_FILES):
-        model = _load_complete(folder, dtype)
+        model = _load_strictly(StapesForConditionalGeneration, folder, folder, whole=True, dtype=dtype)
     else:
         raise ModelFolderError(
             f"{folder}: holds neither {_COMPLETE_FILES[0]} nor {TRAINED_FILE}; the copy or download is incomplete"
@@ -146,7 +156,7 @@ def save_model(
     model.generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
     base = {name: weights.describe(weights.resolve(source)) for name, source in (model.config.sources or {}).items()}
-    write_json(folder / "base_weights.json", base)
+    write_json(folder / BASE_FILE, base)
     save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
 
 
@@ -171,32 +181,67 @@ def file_bytes(folder: Path) -> int:
     return total
 
 
-def copy_processor(source: Path, target: Path) -> None:
-    """Copy everything a model folder holds beside weights and configuration."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.suffix != ".safetensors" and path.name != "config.json":
-            shutil.copy2(path, target / path.name)
-
-
 def _load_speech_encoder(
     name: str, pad_audio_to_s: float | None, dtype: torch.dtype
 ) -> tuple[SpeechEncoder, StapesFeatureExtractor]:
     folder = weights.resolve(name)
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "whisper":
-        raise ModelFolderError(f"{name}: is a `{config.get('model_type')}` model; a speech encoder must be a Whisper")
-    encoder = SpeechEncoder.from_pretrained(
+    model_type = _read_object(folder / "config.json").get("model_type")
+    if model_type != "whisper":
+        raise ModelFolderError(f"{name}: is a `{model_type}` model; a speech encoder must be a Whisper")
+    with _reading(name):
+        feature_extractor = StapesFeatureExtractor.from_pretrained(folder, pad_to_s=pad_audio_to_s)
+        config = WhisperConfig.from_pretrained(folder)
+    encoder = _load_strictly(
+        SpeechEncoder,
+        name,
         folder,
-        config=WhisperConfig.from_pretrained(folder),
+        config=config,
         dtype=dtype,
         key_mapping={r"^model\.encoder\.": "", r"^encoder\.": ""},
     )
-    return encoder, StapesFeatureExtractor.from_pretrained(folder, pad_to_s=pad_audio_to_s)
+    return encoder, feature_extractor
 
 
 def _load_language_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(weights.resolve(name), dtype=dtype)
+    folder = weights.resolve(name)
+    config = _read_object(folder / "config.json")
+    if config.get("is_encoder_decoder") or config.get("model_type") in ("whisper", StapesConfig.model_type):
+        raise ModelFolderError(
+            f"{name}: is a `{config['model_type']}` model; the LLM must be one that reads text alone"
+        )
+    return _load_strictly(AutoModelForCausalLM, name, folder, dtype=dtype)
+
+
+def _reserve_tokens(llm: str, tokenizer: Any, audio_token: str | None) -> str:
+    """Choose the audio token, and a padding token of its own where there is one to spare; else padding stays as it is.
+
+    Padding is masked everywhere: that it should not be the end symbol is for the eye.
+    """
+    spare = [token for token in find_reserved_tokens(tokenizer) if token != audio_token]
+    if audio_token is None:
+        if not spare:
+            raise ModelFolderError(
+                f"{llm}: its tokenizer has no reserved token that stapes knows; name a token that it keeps whole and "
+                "text never uses as `model.audio_token`"
+            )
+        audio_token = spare.pop(0)
+    roles = {"bos_token", "eos_token", "pad_token", "unk_token"}
+    if taken := sorted(role for role in roles if getattr(tokenizer, role) == audio_token):
+        raise ModelFolderError(
+            f"{llm}: {audio_token!r} is its tokenizer's {taken[0]}; choose another `model.audio_token`"
+        )
+    if tokenizer.pad_token in (None, tokenizer.eos_token):
+        tokenizer.pad_token = spare[0] if spare else tokenizer.eos_token
+    return audio_token
+
+
+@torch.no_grad()
+def _embedding_size(model: StapesForConditionalGeneration) -> float:
+    """Return the root mean square of what tokens enter the LLM as; some families scale their table (Gemma)."""
+    embeddings = cast(nn.Embedding, model.get_input_embeddings())
+    ids = torch.arange(embeddings.weight.shape[0], device=embeddings.weight.device)
+    squares = [float(embeddings(part).float().pow(2).mean(dim=-1).sum()) for part in ids.split(8192)]
+    return math.sqrt(sum(squares) / len(ids))
 
 
 def _generation_config(language_model: PreTrainedModel, tokenizer: Any, audio_token_id: int) -> GenerationConfig:
@@ -226,56 +271,96 @@ def _prompt_template(prompt: str, tokenizer: Any) -> str:
             return prompt
 
 
-def _load_complete(folder: Path, dtype: torch.dtype) -> StapesForConditionalGeneration:
-    try:
-        loaded: Any = StapesForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (SafetensorError, OSError) as error:
-        raise ModelFolderError(
-            f"{folder}: weights cannot be read: {error}; copy or download the folder again"
-        ) from error
-    model, info = loaded
-    _refuse(
-        folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), sorted(map(str, info["mismatched_keys"]))
-    )
-    return model
-
-
 def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditionalGeneration:
-    config = StapesConfig.from_pretrained(folder)
+    with _reading(folder):
+        config = StapesConfig.from_pretrained(folder)
     if not config.sources:
         raise ModelFolderError(
             f"{folder}: config.json names no `sources` for the weights that {TRAINED_FILE} leaves out"
         )
+    _check_base(folder, config.sources)
     encoder, _ = _load_speech_encoder(config.sources["speech_encoder"], None, dtype)
     language_model = _load_language_model(config.sources["llm"], dtype)
-    model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
+    with _reading(folder):
+        model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     cast(nn.Module, model).to(dtype)
-    model.generation_config = GenerationConfig.from_pretrained(folder)
-    try:
+    with _reading(folder / TRAINED_FILE):
         tensors = load_file(folder / TRAINED_FILE)
-    except (SafetensorError, OSError) as error:
-        raise ModelFolderError(f"{folder / TRAINED_FILE}: cannot be read: {error}; copy the folder again") from error
     parts = {"connector", *(config.trained_parts or ())}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if part_of(name) in parts}
-    mismatched = [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
-    _refuse(folder, sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys()), sorted(mismatched))
+    mismatched = {name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape}
+    _refuse(folder, wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), mismatched)
     model.load_state_dict(tensors, strict=False)
     return model
 
 
-def _require(folder: Path, name: str) -> None:
-    if not folder.is_dir():
-        raise ModelFolderError(f"{folder}: no such model folder")
-    if not (folder / name).exists():
-        raise ModelFolderError(f"{folder}: {name} is missing; the copy or download is incomplete")
+def _check_base(folder: Path, sources: dict[str, str]) -> None:
+    """Raise if a name leads to other weights than those the trained part was trained on."""
+    if not (folder / BASE_FILE).exists():
+        return
+    for part, was in _read_object(folder / BASE_FILE).items():
+        found = weights.resolve(sources[part])
+        origin = weights.source(found)
+        # A Hub revision or a pinned mirror is what it says; only folders have to be read to know them.
+        if origin["from"] != "folder" and {**origin, "date": 0} == {**was["source"], "date": 0}:
+            continue
+        if weights.describe(found)["sha256"] != was["sha256"]:
+            raise ModelFolderError(
+                f"{folder}: was trained on other weights of `{sources[part]}` than those in {found}; get them back, or "
+                f"delete {BASE_FILE} to use what is there, knowing that answers will differ"
+            )
 
 
-def _refuse(folder: Path, missing: list[str], unexpected: list[str], mismatched: list[str]) -> None:
+def _load_strictly(loader: Any, where: str | Path, folder: Path, *, whole: bool = False, **settings: Any) -> Any:
+    """Load a model and raise if a tensor is missing: transformers would fill the gap with random numbers.
+
+    Args:
+        loader: a model class or Auto class.
+        where: what error messages call the folder.
+        folder: the folder.
+        whole: refuse tensors that are left over, too.
+        settings: for `from_pretrained`.
+    """
+    with _reading(where):
+        model, info = loader.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    mismatched = {name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]}
+    _refuse(where, info["missing_keys"], info["unexpected_keys"] if whole else (), mismatched)
+    return model
+
+
+@contextmanager
+def _reading(where: str | Path) -> Iterator[None]:
+    """Turn what the libraries raise about files they cannot use into one line that names the folder."""
+    try:
+        yield
+    except StapesError:
+        raise
+    except (SafetensorError, StrictDataclassError, OSError, ValueError, TypeError, KeyError) as error:
+        reason = shorten(str(error), 300, placeholder=" …")
+        raise ModelFolderError(f"{where}: cannot be read: {reason}; copy or download it again") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a model folder."""
+    if not path.parent.is_dir():
+        raise ModelFolderError(f"{path.parent}: no such model folder")
+    if not path.exists():
+        raise ModelFolderError(f"{path.parent}: {path.name} is missing; the copy or download is incomplete")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ModelFolderError(f"{path}: holds no JSON object; copy or download the folder again")
+    return content
+
+
+def _refuse(where: str | Path, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:
     """Raise if any tensor is missing, left over or of another shape: such a model would answer nonsense."""
     problems = []
     for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
-        if names:
+        if names := sorted(names):
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             problems.append(f"{len(names)} {what}: {shown}")
     if problems:
-        raise ModelFolderError(f"{folder}: weights do not fit config.json: {'; '.join(problems)}")
+        raise ModelFolderError(f"{where}: weights do not fit config.json: {'; '.join(problems)}")

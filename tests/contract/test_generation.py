@@ -172,7 +172,6 @@ def test_an_assistant_hears_the_audio(setting: Setting) -> None:
 
 
 def test_assisted_by_the_prompt(setting: Setting) -> None:
-    # The prompt's own tokens are drafted, audio tokens among them.
     setting.instructions[4] = "Say abcabcabcabc, abcabcabc."
     assert setting.generate(4, prompt_lookup_num_tokens=4) == setting.generate(4)
 

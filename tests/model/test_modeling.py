@@ -180,6 +180,16 @@ def test_audio_tokens_without_audio_are_refused(tiny_model_and_processor: ModelF
         model()
 
 
+@torch.no_grad()
+def test_drafted_tokens_may_look_like_audio(tiny_model_and_processor: ModelFactory, speech_like: Waveforms) -> None:
+    """Prompt lookup drafts what followed the same words earlier on: audio tokens, if those stood before the audio."""
+    model, processor = tiny_model_and_processor()
+    inputs = processor.prepare([speech_like(1.0, 0)], ["Hi?"])
+    cache = model(**inputs, use_cache=True).cache
+    drafted = torch.tensor([[5, processor.audio_token_id, 6]])
+    assert model(input_ids=drafted, cache=cache, use_cache=True).logits.shape == (1, 3, 262)
+
+
 # Frozen means frozen
 
 

@@ -38,6 +38,9 @@ def collate(examples: Sequence[Example], processor: StapesProcessor) -> dict[str
         `input_ids`, `attention_mask`, `labels` (B, L), with labels on the target and its end symbol only, and either
         `input_features` (B, M, F) + `input_features_mask` (B, F) or `encoder_frames` (B, T, D) +
         `encoder_frames_mask` (B, T).
+
+    Raises:
+        ValueError: if an instruction or a target contains the audio token.
     """
     rows = [_tokenize(example, processor) for example in examples]
     length = max(len(ids) for ids, _ in rows)
@@ -64,6 +67,8 @@ def _tokenize(example: Example, processor: StapesProcessor) -> tuple[list[int], 
         num_feature_frames = example.input_features.shape[1]
     audio = processor.audio_token * processor.num_audio_tokens(num_feature_frames)
     prompt = processor.build_prompt(example.instruction).replace(processor.audio_token, audio)
+    if processor.audio_token in example.target:
+        raise ValueError(f"the target {example.target!r} holds the audio token; take it out")
     tokenizer = processor.tokenizer
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     target_ids = tokenizer(example.target, add_special_tokens=False)["input_ids"]

@@ -222,19 +222,11 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
             if encoder_frames is None and input_features is not None:
                 encoder_frames, encoder_frames_mask = self.encode(
                     input_features, input_features_mask, sound_features, sound_features_mask
                 )
-            if encoder_frames is not None:
-                if encoder_frames_mask is None:
-                    encoder_frames_mask = encoder_frames.new_ones(encoder_frames.shape[:2], dtype=torch.bool)
-                audio = self.connect(encoder_frames, encoder_frames_mask)
-                self._check_rows(input_ids, encoder_frames_mask)
-                inputs_embeds = self.place_audio(input_ids, inputs_embeds, audio)
-            elif _is_empty(kwargs.get("cache")) and bool((input_ids == self.config.audio_token_id).any()):
-                raise ValueError("the prompts hold audio tokens but no audio is given; pass `input_features` with them")
+            inputs_embeds = self._embed(input_ids, encoder_frames, encoder_frames_mask, kwargs.get("cache"))
 
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
@@ -248,6 +240,28 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         loss = nn.functional.cross_entropy(outputs.logits.float(), targets, reduction=reduction)
         outputs.loss = loss if num_items_in_batch is None else loss / num_items_in_batch
         return outputs
+
+    def _embed(self, input_ids: Tensor, frames: Tensor | None, frames_mask: Tensor | None, cache: Any) -> Tensor:
+        """Embed prompts (B, L) with the audio of `frames` (B, T, D) in place → (B, L, D_llm)."""
+        embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
+        if frames is None:
+            # With a cache the audio is in it already; tokens that another model drafted may then look like audio.
+            if _is_empty(cache) and bool((input_ids == self.config.audio_token_id).any()):
+                raise ValueError("the prompts hold audio tokens but no audio is given; pass `input_features` with them")
+            return embeds
+        if frames_mask is None:
+            frames_mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
+        self._check_rows(input_ids, frames_mask)
+        return self.place_audio(input_ids, embeds, self.connect(frames, frames_mask))
+
+    def _check_rows(self, input_ids: Tensor, frames_mask: Tensor) -> None:
+        """Refuse prompts that agree with the clips in total only: a clip would go on in another row's prompt."""
+        held = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
+        given = [self.config.num_audio_tokens(2 * num_frames) for num_frames in frames_mask.sum(dim=1).tolist()]
+        if sum(held) == sum(given) and not {*accumulate(held)} <= {0, *accumulate(given)}:
+            raise ValueError(
+                f"the prompts hold {held} audio tokens but the clips give {given}; give clips and prompts in one order"
+            )
 
     def place_audio(self, input_ids: Tensor, inputs_embeds: Tensor, audio: Tensor) -> Tensor:
         """Put audio embeddings (ΣA, D_llm) in place of the audio tokens' embeddings in (B, L, D_llm).
@@ -263,15 +277,6 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "use the processor saved with this model"
             )
         return inputs_embeds.masked_scatter(placeholders[:, :, None], audio.to(inputs_embeds))
-
-    def _check_rows(self, input_ids: Tensor, frames_mask: Tensor) -> None:
-        """Refuse prompts that agree with the clips in total only: a clip would go on in another row's prompt."""
-        held = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
-        given = [self.config.num_audio_tokens(2 * num_frames) for num_frames in frames_mask.sum(dim=1).tolist()]
-        if sum(held) == sum(given) and not {*accumulate(held)} <= {0, *accumulate(given)}:
-            raise ValueError(
-                f"the prompts hold {held} audio tokens but the clips give {given}; give clips and prompts in one order"
-            )
 
     def prepare_inputs_for_generation(
         self,

@@ -29,6 +29,7 @@ _RESERVED = (
     r"<\|(?:fim|image|video|vision)_pad\|>",  # Qwen 2.5 and 3
     r"<(?:jupyter_output|jupyter_code|empty_output|gh_stars|issue_comment)>",  # SmolLM2
     r"<\|?(?:unused|extra|reserved|special)_?(?:id_|token_)?\d+\|?>",  # many others
+    r"<\|?pad(?:ding)?\|?>|\[PAD\]",  # meant as padding, where the tokenizer does not say so (Pythia)
 )
 
 
@@ -54,18 +55,18 @@ class StapesFeatureExtractor(WhisperFeatureExtractor):
         Args:
             raw_speech: one waveform (N,), float, mono, 16 kHz, or several of any length.
             sampling_rate: of the waveforms, in Hz, to be checked if it is known.
-            kwargs: `padding`, `return_tensors` and `return_attention_mask`, which processors pass on, change nothing.
+            kwargs: Whisper's other settings change nothing; processors pass on those of the tokenizer (`max_length`).
 
         Returns:
             `input_features` (B, M, F), float32 log-mel at 100 Hz with F = floor(N / 160), right-padded with zeros;
             `input_features_mask` (B, F), int64.
 
         Raises:
-            ValueError: if a waveform is not one-dimensional, shorter than 25 ms, or at another rate.
-            TypeError: for Whisper's other settings (`truncation`, `max_length`, …): nothing is ever cut.
+            ValueError: if a waveform is not one-dimensional, shorter than 25 ms, or at another rate, or for
+                `truncation=True`: nothing is ever cut.
         """
-        if ignored := sorted(kwargs.keys() - {"padding", "return_tensors", "return_attention_mask"}):
-            raise TypeError(f"{', '.join(ignored)}: not an argument here; a clip's features follow its true length")
+        if kwargs.get("truncation"):
+            raise ValueError("truncation: audio is never cut here; a clip's features follow its true length")
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(f"the audio is at {sampling_rate} Hz, the model wants {self.sampling_rate}; resample it")
         if isinstance(raw_speech, np.ndarray) and raw_speech.ndim == 1:
@@ -170,11 +171,11 @@ class StapesProcessor(ProcessorMixin):
         )
 
 
-def find_reserved_tokens(tokenizer: PreTrainedTokenizerFast, count: int) -> list[str]:
-    """Find tokens that the vocabulary holds and nothing uses, so that the embedding table need not grow.
+def find_reserved_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """List the tokens that the vocabulary holds and nothing uses, the best first, so that it need not grow.
 
-    Raises:
-        ValueError: if there are fewer than `count`; name the token in the recipe then (`model.audio_token`).
+    Only the families whose names for them we know are found; a token that the tokenizer has as its end, start, unknown
+    or padding symbol is in use.
     """
     vocabulary: dict[str, int] = tokenizer.get_added_vocab()
     in_use = {
@@ -184,9 +185,4 @@ def find_reserved_tokens(tokenizer: PreTrainedTokenizerFast, count: int) -> list
     for pattern in _RESERVED:
         matching = [token for token in vocabulary if re.fullmatch(pattern, token)]
         found += [token for token in sorted(matching, key=lambda t: vocabulary[t]) if token not in in_use | {*found}]
-    if len(found) < count:
-        raise ValueError(
-            f"{type(tokenizer).__name__} has {len(found)} reserved tokens that stapes knows, {count} are needed; "
-            "name an unused token of its vocabulary as `model.audio_token`"
-        )
-    return found[:count]
+    return found
