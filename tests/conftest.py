@@ -14,7 +14,11 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast,
 
 from stapes.bench.protocols import speech_shaped_noise
 from stapes.model import (
+    BeatsConfig,
+    BeatsFeatureExtractor,
     ConnectorConfig,
+    EatConfig,
+    EatFeatureExtractor,
     StapesConfig,
     StapesFeatureExtractor,
     StapesForConditionalGeneration,
@@ -55,6 +59,7 @@ def make_model_and_processor(
     seed: int = 0,
     pad_audio_to_s: float | None = None,
     tail: Literal["pad", "drop"] = "pad",
+    sound: Literal["beats", "eat"] | None = None,
 ) -> tuple[StapesForConditionalGeneration, StapesProcessor]:
     """Build a model of 0.2 M parameters in eval mode, and its processor.
 
@@ -95,6 +100,7 @@ def make_model_and_processor(
             pad_token_id=pad,
         ),
         connector_config=connector,
+        sound_config=SOUND_ENCODERS[sound][0] if sound else None,
         audio_token_id=audio,
         tie_word_embeddings=False,
     )
@@ -104,7 +110,7 @@ def make_model_and_processor(
         bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, suppress_tokens=[audio]
     )
     processor = StapesProcessor(
-        StapesFeatureExtractor(pad_to_s=pad_audio_to_s),
+        StapesFeatureExtractor(pad_to_s=pad_audio_to_s, sound=SOUND_ENCODERS[sound][1] if sound else None),
         tokenizer,
         audio_token=AUDIO,
         prompt_template=PROMPT,
@@ -113,6 +119,29 @@ def make_model_and_processor(
         tail=connector.tail,
     )
     return model, processor
+
+
+# Of each kind the sizes of the encoder and the settings of its front end; both are 24 wide.
+SOUND_ENCODERS: dict[str, tuple[dict, dict]] = {
+    "beats": (
+        BeatsConfig(
+            patch_embedding_size=8,
+            hidden_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=48,
+            conv_kernel=8,
+            conv_groups=2,
+            num_buckets=16,
+            max_distance=40,
+        ).to_dict(),
+        BeatsFeatureExtractor().to_dict(),
+    ),
+    "eat": (
+        EatConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48).to_dict(),
+        EatFeatureExtractor().to_dict(),
+    ),
+}
 
 
 # Threads only get in each other's way in a model this small: on busy cores two are ten times slower than one.
@@ -127,7 +156,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny_model_and_processor() -> ModelFactory:
-    """Factory `(kind="windowed_qformer", *, seed=0, pad_audio_to_s=None, tail="pad") -> (model, processor)`."""
+    """Factory `(kind="windowed_qformer", *, seed=0, pad_audio_to_s=None, tail="pad", sound=None) -> (…)`."""
     return make_model_and_processor
 
 

@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "stapes"
 MODULES = sorted(SOURCE.rglob("*.py"))
 SIZED = MODULES + sorted((ROOT / "benchmarks").rglob("*.py"))
 
-_LOADING = {"errors", "files", "weights", "model", "data"}
+_LOADING = {"errors", "files", "weights", "model", "data", "parts"}
 _MEASURING = {"errors", "files", "environment", "data", "model", "assembly", "inference"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -23,9 +23,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"errors", "files"},
     "weights": {"errors", "files"},
     "model": set(),
-    "convert": {"errors", "files", "model"},
     "data": {"errors", "files", "model"},
+    "parts": {"errors", "files", "weights", "model"},
     "assembly": _LOADING,
+    "convert": {*_LOADING, "assembly"},
     "inference": {*_LOADING, "assembly"},
     "train": {*_LOADING, "recipe", "assembly", "environment"},
     "compress": {*_LOADING, "recipe", "assembly", "environment"},

@@ -31,8 +31,8 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """An audio language model: text in and out, with audio embeddings in place of the prompt's audio tokens.
 
     `generate` is transformers' own; it takes what the processor returns. The parts are attributes: `speech_encoder`,
-    `sound_encoder` (None without one), `connector`, `language_model`. LoRA adapters, once added, live inside `language_model` and are saved and loaded
-    with the rest (`config.lora` says that they are there).
+    `sound_encoder` (None without one), `connector`, `language_model`. LoRA adapters, once added, live inside
+    `language_model` and are saved and loaded with the rest (`config.lora` says that they are there).
     """
 
     config_class = StapesConfig
@@ -310,7 +310,8 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def num_parameters_by_part(self) -> dict[str, int]:
         """Count parameters of speech_encoder, connector, language_model (without adapters), lora, and in `total`.
 
-        A sound encoder has a line of its own, `sound_encoder`, if there is one. Tied weights count once; a weight stored as int8 counts as many parameters as it has values.
+        If there is a sound encoder, `sound_encoder` counts it. Tied weights count once; a weight stored as int8 counts
+        as many parameters as it has values.
         """
         sound = () if self.sound_encoder is None else ("sound_encoder",)
         counts = dict.fromkeys(("speech_encoder", *sound, "connector", "language_model", "lora"), 0)

@@ -141,7 +141,9 @@ def _absolute(values: dict[str, Any], folder: Path, origin: str) -> dict[str, An
     if isinstance(model := values.get("model"), dict):
         values["model"] = {
             key: resolve(value)
-            if key in ("speech_encoder", "llm") and isinstance(value, str) and value.startswith((".", "/"))
+            if key in ("speech_encoder", "sound_encoder", "llm")
+            and isinstance(value, str)
+            and value.startswith((".", "/"))
             else value
             for key, value in model.items()
         }

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Part = Literal["speech_encoder", "connector", "language_model", "lora"]
+Part = Literal["speech_encoder", "sound_encoder", "connector", "language_model", "lora"]
 
 
 def _ordered(span: tuple[float, float]) -> tuple[float, float]:
@@ -63,6 +63,7 @@ class Model(Section):
 
     speech_encoder: str
     llm: str
+    sound_encoder: str | None = None  # a BEATs or EAT beside it, as `stapes convert` writes them
     connector: Connector
     prompt: str = "chat"  # the LLM's chat template; `plain`: SALMONN's USER/ASSISTANT; or a text with both fields
     audio_token: str | None = None  # a reserved token of the tokenizer; found by itself where possible
@@ -275,6 +276,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        for name, stage in self.train.items():
+            if "sound_encoder" in stage.trainable and self.model.sound_encoder is None:
+                raise ValueError(f"train.{name}: `trainable` lists sound_encoder, but `model.sound_encoder` is not set")
         kinds = [step.kind for step in self.compress]
         has_lora = any(stage.lora for stage in self.train.values())
         for earlier, (name, stage) in enumerate(self.train.items()):

@@ -90,6 +90,8 @@ def check_recipe(recipe: Recipe, path: str) -> None:
         load_manifest(manifest)
     resolve(recipe.model.speech_encoder)
     resolve(recipe.model.llm)
+    if recipe.model.sound_encoder is not None:
+        resolve(recipe.model.sound_encoder)
 
 
 def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> bool:

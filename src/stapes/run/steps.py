@@ -132,6 +132,7 @@ def _build_arguments(model: Model) -> dict[str, Any]:
     return {
         "speech_encoder": model.speech_encoder,
         "llm": model.llm,
+        "sound_encoder": model.sound_encoder,
         "connector": connector,
         "prompt": model.prompt,
         "audio_token": model.audio_token,

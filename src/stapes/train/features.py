@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from ..data.collator import pad_features
 from ..data.mixture import Draw
 from ..errors import StapesError
 from ..model import StapesForConditionalGeneration
@@ -59,7 +60,7 @@ class FeatureCache:
         """Encode what is not stored yet.
 
         Args:
-            model: its frozen speech encoder is used.
+            model: its frozen encoders are used.
             examples: where the features of a draw come from.
             draws: all draws of the coming training.
             share: (rank, number of processes); each process fills its part.
@@ -78,7 +79,7 @@ class FeatureCache:
         rank, num_processes = share
         mine = [(path, draw) for path, draw in sorted(wanted.items())[rank::num_processes] if not path.exists()]
         # Lengths are known only once the features are there, so clips are pooled, sorted and batched pool by pool.
-        pool: list[tuple[Path, Tensor]] = []
+        pool: list[tuple[Path, dict[str, Tensor]]] = []
         progress = track(mine, "encoding clips once", console=Console(stderr=True), disable=not mine or rank > 0)
         for path, draw in progress:
             pool.append((path, examples.features(draw)))
@@ -88,12 +89,12 @@ class FeatureCache:
         self._encode(model, pool)
         return len(mine)
 
-    def _encode(self, model: StapesForConditionalGeneration, pool: list[tuple[Path, Tensor]]) -> None:
-        pool = sorted(pool, key=lambda item: item[1].shape[1])
+    def _encode(self, model: StapesForConditionalGeneration, pool: list[tuple[Path, dict[str, Tensor]]]) -> None:
+        pool = sorted(pool, key=lambda item: item[1]["input_features"].shape[1])
         while pool:
             longest_first = pool.pop()
             batch = [longest_first]
-            while pool and (len(batch) + 1) * longest_first[1].shape[1] <= _FRAMES_PER_BATCH:
+            while pool and (len(batch) + 1) * longest_first[1]["input_features"].shape[1] <= _FRAMES_PER_BATCH:
                 batch.append(pool.pop())
             for (path, _), frames in zip(batch, _encode_batch(model, [f for _, f in batch]), strict=True):
                 _save(path, frames)
@@ -111,26 +112,25 @@ def feature_path(folder: Path, audio: Sequence[Path], augmentation: tuple[Any, .
 
 
 def encoder_identity(model: StapesForConditionalGeneration, feature_extractor: Any) -> str:
-    """Name an encoder by weights, dtype and front end, so that no other encoder's output is ever taken for its own."""
+    """Name encoders by weights, dtype and front end, so that no other's output is ever taken for theirs."""
     digest = hashlib.sha256(feature_extractor.to_json_string().encode())
     config = model.speech_encoder.config
     # What the weights do not show.
     digest.update(f"{config.encoder_attention_heads} {config.activation_function} {config.scale_embedding}".encode())
-    for name, tensor in sorted(model.speech_encoder.state_dict().items()):
+    weights = {**model.speech_encoder.state_dict()}
+    if model.sound_encoder is not None:
+        digest.update(model.sound_encoder.config.to_json_string(use_diff=False).encode())
+        weights |= {f"sound_encoder.{name}": tensor for name, tensor in model.sound_encoder.state_dict().items()}
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 @torch.inference_mode()
-def _encode_batch(model: StapesForConditionalGeneration, features: list[Tensor]) -> list[np.ndarray]:
-    longest = max(feature.shape[1] for feature in features)
-    batch = torch.zeros(len(features), features[0].shape[0], longest)
-    mask = torch.zeros(len(features), longest, dtype=torch.int64)
-    for row, feature in enumerate(features):
-        batch[row, :, : feature.shape[1]] = feature
-        mask[row, : feature.shape[1]] = 1
-    frames, frames_mask = model.encode(batch.to(model.device), mask.to(model.device))
+def _encode_batch(model: StapesForConditionalGeneration, features: Sequence[Mapping[str, Tensor]]) -> list[np.ndarray]:
+    batch = {name: tensor.to(model.device) for name, tensor in pad_features(features).items()}
+    frames, frames_mask = model.encode(**batch)
     return [row[real].to("cpu", torch.float16).numpy() for row, real in zip(frames, frames_mask, strict=True)]
 
 
