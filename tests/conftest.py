@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast, WhisperConfig
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 
 from stapes.bench.protocols import speech_shaped_noise
 from stapes.model import (
@@ -54,7 +61,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model_and_processor(
-    kind: Literal["windowed_qformer", "stacked_mlp"] = "windowed_qformer",
+    kind: Literal["windowed_qformer", "stacked_mlp", "ctc_compressor"] = "windowed_qformer",
     *,
     seed: int = 0,
     pad_audio_to_s: float | None = None,
@@ -79,7 +86,16 @@ def make_model_and_processor(
             intermediate_size=64,
         )
         if kind == "windowed_qformer"
-        else ConnectorConfig(kind=kind, frames_per_window=8, tail=tail, hidden_size=64)
+        else ConnectorConfig(
+            kind=kind,
+            frames_per_window=8,
+            tail=tail,
+            hidden_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            num_ctc_tokens=28,
+        )
     )
     config = StapesConfig(
         speech_config=WhisperConfig(
@@ -144,6 +160,19 @@ SOUND_ENCODERS: dict[str, tuple[dict, dict]] = {
 }
 
 
+def save_parts(folder: Path) -> None:
+    """Write `encoder/` and `llm/` into `folder` as the Hub would hold them, in miniature."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 64, "vocab_size": 64}
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
+    whisper = WhisperForConditionalGeneration(WhisperConfig(**sizes, **decoder, **tokens, num_mel_bins=80))
+    whisper.save_pretrained(folder / "encoder")
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "encoder")
+    make_model_and_processor()[0].language_model.save_pretrained(folder / "llm")
+    make_tokenizer().save_pretrained(folder / "llm")
+
+
 # Threads only get in each other's way in a model this small: on busy cores two are ten times slower than one.
 torch.set_num_threads(1)
 
@@ -167,6 +196,14 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(*make_model_and_processor(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `encoder/` and `llm/` for recipes to name; read it, copy it, but change nothing in it."""
+    folder = tmp_path_factory.mktemp("parts")
+    save_parts(folder)
     return folder
 
 

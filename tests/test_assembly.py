@@ -130,6 +130,17 @@ def test_generation_is_greedy_and_ends_where_the_llm_does(parts: Path) -> None:
     assert (generation.pad_token_id, generation.suppress_tokens) == (260, [259])
 
 
+def test_clips_are_padded_to_what_is_asked(parts: Path, tmp_path: Path) -> None:
+    clip = [np.zeros(16_000, dtype=np.float32)]
+    for pad_audio_to_s, num_frames in ((None, 100), (30.0, 3000), (2.5, 250)):
+        model, processor = build_from(parts, pad_audio_to_s=pad_audio_to_s)
+        assert processor.feature_extractor(clip)["input_features"].shape == (1, 80, num_frames)
+        folder = tmp_path / f"model-{num_frames}"
+        save_model(model, processor, folder)
+        again = load_model(folder)[1]
+        assert again.feature_extractor(clip)["input_features"].shape == (1, 80, num_frames)
+
+
 def test_only_the_connector_is_drawn(parts: Path) -> None:
     first, again, other = (build_from(parts, QFORMER, seed=seed)[0].state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": _MEASURING,
     "bench": _MEASURING,
     "report": {"errors", "files", "environment"},
+    "plan": {"errors", "files", "environment", "recipe", "weights"},
 }
 EVERYTHING = {*MAY_IMPORT, "run"}
 MAY_IMPORT |= {"run": EVERYTHING, "cli": EVERYTHING, "__init__": EVERYTHING, "__main__": {"cli"}}

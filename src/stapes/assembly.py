@@ -31,7 +31,8 @@ from .model import (
     StapesProcessor,
     find_reserved_tokens,
 )
-from .model.connectors import StackedMLP
+from .model.connectors import CTCCompressor, StackedMLP
+from .model.ctc_vocabulary import CTCVocabulary
 from .parts import load_encoders, load_language_model, load_strictly, read_object, reading, refuse
 
 TRAINED_FILE = "trained.safetensors"
@@ -82,6 +83,7 @@ def build(
     except ValueError as error:
         raise ModelFolderError(f"{llm}: {error}") from error
     language_model = load_language_model(llm, torch.float32)
+    vocabulary = _ctc_vocabulary(llm, tokenizer, connector)
     config = StapesConfig(
         # Copies: a composite configuration clears the attention implementation of those it is given, and parts
         # without one fall back to attention that ignores masks.
@@ -94,8 +96,7 @@ def build(
     )
     torch.manual_seed(seed)
     model = StapesForConditionalGeneration(config, speech, language_model, sound)
-    if isinstance(model.connector, StackedMLP):
-        nn.init.constant_(model.connector.norm_out.weight, _embedding_size(model))
+    _begin_connector(model, vocabulary)
     model.generation_config = _generation_config(language_model, tokenizer, config.audio_token_id)
     return model.eval(), processor
 
@@ -207,6 +208,34 @@ def _embedding_size(model: StapesForConditionalGeneration) -> float:
     ids = torch.arange(embeddings.weight.shape[0], device=embeddings.weight.device)
     squares = [float(embeddings(part).float().pow(2).mean(dim=-1).sum()) for part in ids.split(8192)]
     return math.sqrt(sum(squares) / len(ids))
+
+
+def _ctc_vocabulary(llm: str, tokenizer: Any, connector: ConnectorConfig) -> CTCVocabulary | None:
+    """List what a `ctc_compressor` hears, and note in its configuration how much that is."""
+    if connector.kind != "ctc_compressor":
+        return None
+    try:
+        vocabulary = CTCVocabulary(tokenizer, connector.ctc_merges)
+    except ValueError as error:
+        raise ModelFolderError(f"{llm}: {error}") from error
+    connector.num_ctc_tokens = len(vocabulary)
+    return vocabulary
+
+
+@torch.no_grad()
+def _begin_connector(model: StapesForConditionalGeneration, vocabulary: CTCVocabulary | None) -> None:
+    """Let audio tokens enter the LLM at the size of its own embeddings."""
+    size = _embedding_size(model)
+    match model.connector:
+        case StackedMLP() as connector:
+            nn.init.constant_(connector.norm_out.weight, size)
+        case CTCCompressor() as connector:
+            assert vocabulary is not None
+            embeddings = cast(nn.Embedding, model.get_input_embeddings())
+            ids = torch.tensor(vocabulary.token_ids, device=embeddings.weight.device)
+            connector.token_embeddings.weight.copy_(embeddings(ids))
+            nn.init.zeros_(connector.detail.weight)
+            nn.init.constant_(connector.norm_sound.weight, size)
 
 
 def _generation_config(language_model: PreTrainedModel, tokenizer: Any, audio_token_id: int) -> GenerationConfig:

@@ -39,8 +39,10 @@ def _load_speech_encoder(
     if model_type != "whisper":
         raise ModelFolderError(f"{name}: is a `{model_type}` model; a speech encoder must be a Whisper")
     with reading(name):
-        feature_extractor = StapesFeatureExtractor.from_pretrained(folder, pad_to_s=pad_audio_to_s)
+        feature_extractor = StapesFeatureExtractor.from_pretrained(folder)
         config = WhisperConfig.from_pretrained(folder)
+    # Set here: `from_pretrained` drops settings that the folder's own file does not name.
+    feature_extractor.pad_to_s = pad_audio_to_s
     encoder = load_strictly(
         SpeechEncoder,
         name,

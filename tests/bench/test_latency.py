@@ -11,7 +11,7 @@ from stapes.bench.latency import summarize_ms, time_answer, time_generate, time_
 INSTRUCTION = "Transcribe the speech."
 
 
-@pytest.fixture(scope="module", params=["windowed_qformer", "stacked_mlp"])
+@pytest.fixture(scope="module", params=["windowed_qformer", "stacked_mlp", "ctc_compressor"])
 def model_and_processor(request, tiny_model_and_processor):
     return tiny_model_and_processor(request.param)
 

@@ -17,6 +17,7 @@ from stapes.data.augment import (
     Reverb,
     Speed,
     augment,
+    augment_frames,
     sample_seed,
     spec_augment,
 )
@@ -364,3 +365,19 @@ def test_the_seed_decides_about_masks_and_each_axis_for_itself() -> None:
     assert torch.equal(changed(1), time | frequency)
     counts = np.array([masked_parts({**MASKS, "time_masks": 1, "freq_masks": 1}, seed) for seed in range(200)])
     assert abs(np.corrcoef(counts.T)[0, 1]) < 0.22  # 3 standard deviations
+
+
+def test_frames_get_noise_of_the_drawn_size_and_masks_over_time_and_channels() -> None:
+    frames = torch.randn(200, 512, generator=torch.Generator().manual_seed(0))
+    no_masks = {**MASKS, "time_masks": 0, "freq_masks": 0}
+    noise = augment_frames(frames, (0.25, 0.25), no_masks, seed=3) - frames
+    assert float(noise.std()) == pytest.approx(0.25, rel=0.02)
+    assert abs(float(noise.mean())) < 0.005
+    sizes = [float((augment_frames(frames, (0.0, 0.5), no_masks, seed) - frames).std()) for seed in range(60)]
+    assert max(sizes) > 0.4
+    assert min(sizes) < 0.1
+    masked = augment_frames(frames, (0.0, 0.0), {**MASKS, "freq_masks": 0}, seed=1) != frames
+    assert 0 < int(masked.all(dim=1).sum()) == int(masked.any(dim=1).sum()) <= 80
+    masked = augment_frames(frames, (0.0, 0.0), {**MASKS, "time_masks": 0}, seed=1) != frames
+    assert 0 < int(masked.all(dim=0).sum()) == int(masked.any(dim=0).sum()) <= 30
+    assert torch.equal(augment_frames(frames, (0.1, 0.3), MASKS, 5), augment_frames(frames, (0.1, 0.3), MASKS, 5))

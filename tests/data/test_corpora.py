@@ -135,7 +135,7 @@ def test_a_bad_row_stops_the_import_or_is_left_out_and_named(tmp_path):
     corpus = Corpus(str(tmp_path / "corpus"))
     with pytest.raises(AudioError, match=r"row 1: column `audio`: not audio .*; `--skip-bad` leaves such rows out"):
         import_dataset(corpus, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     done = import_dataset(corpus, tmp_path / "out", skip_bad=True)
     assert done.num_samples == 1
     assert [message.split(": ")[0][-5:] for message in done.left_out] == ["row 1", "row 2"]

@@ -41,10 +41,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory, speech_like: SPEECH) -> P
     return path
 
 
-@pytest.mark.parametrize("kind", ["windowed_qformer", "stacked_mlp"])
+@pytest.mark.parametrize("kind", ["windowed_qformer", "stacked_mlp", "ctc_compressor"])
 @pytest.mark.parametrize("pad_audio_to_s", [None, 30.0])
 def test_a_batch_of_8_says_what_8_batches_of_1_say(
-    kind: Literal["windowed_qformer", "stacked_mlp"],
+    kind: Literal["windowed_qformer", "stacked_mlp", "ctc_compressor"],
     pad_audio_to_s: float | None,
     manifest: Path,
     tiny_model_and_processor: Callable[..., tuple[Any, Any]],

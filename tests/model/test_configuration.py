@@ -81,6 +81,9 @@ def test_a_configuration_goes_to_json_and_back(tmp_path: Path) -> None:
         ({"frames_per_window": 0}, "frames_per_window is 0; wanted at least 1"),
         ({"hidden_size": 100}, "hidden_size 100 does not divide by 12 heads"),
         ({"kind": "stacked_mlp", "queries_per_window": 2}, "queries_per_window is 2; a stacked_mlp makes 1 token"),
+        ({"kind": "ctc_compressor", "ctc_stride": 3}, "ctc_stride is 3; wanted an even number up to frames_per_window"),
+        ({"kind": "ctc_compressor", "ctc_stride": 18}, "ctc_stride is 18; wanted an even number up to"),
+        ({"kind": "ctc_compressor", "tail": "drop"}, "tail is 'drop'; a ctc_compressor keeps every frame: `pad`"),
         ({"kind": "stacked_mlp", "hidden_size": 7}, "hidden_size is 7; the gate of a stacked_mlp needs an even one"),
     ],
 )

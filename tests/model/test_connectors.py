@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from stapes.model.configuration import ConnectorConfig, num_audio_tokens
 from stapes.model.connectors import StackedMLP, WindowedQFormer, build_connector
+from stapes.model.ctc_compressor import CTCCompressor
 
 D, D_LLM = 24, 40
 
 
-def random_connector(config: ConnectorConfig, seed: int = 0) -> WindowedQFormer | StackedMLP:
+def random_connector(config: ConnectorConfig, seed: int = 0) -> WindowedQFormer | StackedMLP | CTCCompressor:
     torch.manual_seed(seed)
     connector = build_connector(config, D, D_LLM).eval()
     for parameter in connector.parameters():

@@ -229,6 +229,13 @@ def test_frozen_parts_have_no_gradient_and_stay_in_eval_mode(
     assert learning == trainable
 
 
+def test_whispers_position_table_is_never_learnt(tiny_model_and_processor: ModelFactory) -> None:
+    model, _ = tiny_model_and_processor()
+    model.set_trainable({"speech_encoder"})
+    frozen = [n for n, p in model.named_parameters() if n.startswith("speech_encoder.") and not p.requires_grad]
+    assert frozen == ["speech_encoder.embed_positions.weight"]
+
+
 def test_set_trainable_in_the_midst_of_training(tiny_model_and_processor: ModelFactory) -> None:
     model, _ = tiny_model_and_processor()
     model.train()

@@ -92,11 +92,12 @@ QFORMER_KEYS = (
         ),
         (
             MODEL + "  connector: {kind: conv}\n" + TRAIN,
-            "R: model.connector.kind: conv is no kind of this section; known: windowed_qformer, stacked_mlp",
+            "R: model.connector.kind: conv is no kind of this section; known: windowed_qformer, stacked_mlp, "
+            "ctc_compressor",
         ),
         (
             MODEL + "  connector: {stack: 8}\n" + TRAIN,
-            "R: model.connector.kind is missing; known: windowed_qformer, stacked_mlp",
+            "R: model.connector.kind is missing; known: windowed_qformer, stacked_mlp, ctc_compressor",
         ),
         (WHOLE + "    clip: {}\n", "R: train.align.clip.kind is missing; known: fixed, dynamic"),
         (
@@ -195,8 +196,32 @@ QFORMER_KEYS = (
             "R: train.align: trainer: max_grad_norm, seed is set by the recipe itself; use the key beside `trainer`",
         ),
         (
+            WHOLE + "    objective: ctc\n",
+            "R: train.align: `objective: ctc` teaches a connector of kind ctc_compressor, not windowed_qformer",
+        ),
+        (
+            WHOLE + "    feature_cache: false\n    augment: {frames: {}}\n",
+            "R: train.align: `augment.frames` acts on stored encoder output; drop it or `feature_cache: false`",
+        ),
+        (
+            LORA_STAGE + "    objective: ctc\n",
+            "R: train.align: the LLM has no part in `objective: ctc`; take lora out of `trainable`",
+        ),
+        (
+            MODEL + "  connector: {kind: ctc_compressor, step_s: 0.1}\n" + TRAIN,
+            "R: model.connector: step_s is 0.1; wanted a multiple of 0.04",
+        ),
+        (
+            MODEL + "  connector: {kind: ctc_compressor, step_s: 0.2}\n" + TRAIN,
+            "R: model.connector: step_s 0.2 is longer than slot_s 0.16",
+        ),
+        (
             WHOLE + "    lora: {r: 4}\n",
             "R: train.align: `lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`",
+        ),
+        (
+            LORA_STAGE + "  tune:\n    data: {t.jsonl: 1}\n    max_steps: 1\n    trainable: [lora]\n    lora: {r: 8}\n",
+            "R: train.tune.lora: adapters stay for later stages and cannot change their shape; drop it",
         ),
         (
             WHOLE + "    trainable: [lora]\n",

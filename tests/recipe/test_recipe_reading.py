@@ -250,3 +250,9 @@ def test_recipes_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("window_s", "frames"), [(0.34, 17), (0.333333, 17), (0.02, 1), (0.029, 1), (30, 1500)])
+def test_a_window_is_a_whole_number_of_encoder_frames(window_s: float, frames: int) -> None:
+    section = WindowedQFormer.model_validate({"kind": "windowed_qformer", "window_s": window_s})
+    assert section.frames_per_window == frames

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import torch
-from transformers import (
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-)
 
 RECIPE = """
 name: small
@@ -53,24 +46,11 @@ report: {samples: 2}
 
 @pytest.fixture(scope="session")
 def small_parts(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_model_and_processor: Callable,
-    tiny_tokenizer: PreTrainedTokenizerFast,
-    speech_like: Callable[[float, int], np.ndarray],
+    tmp_path_factory: pytest.TempPathFactory, parts: Path, speech_like: Callable[[float, int], np.ndarray]
 ) -> Path:
     """A folder with `encoder/`, `llm/`, clips and manifests that `RECIPE` names; copy what you change."""
-    folder = tmp_path_factory.mktemp("parts")
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
-    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 64, "vocab_size": 64}
-    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
-    whisper = WhisperForConditionalGeneration(WhisperConfig(**sizes, **decoder, **tokens, num_mel_bins=80))
-    whisper.save_pretrained(folder / "encoder")
-    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "encoder")
-    llm = tiny_model_and_processor()[0].language_model
-    assert isinstance(llm, LlamaForCausalLM)
-    llm.save_pretrained(folder / "llm")
-    tiny_tokenizer.save_pretrained(folder / "llm")
+    folder = tmp_path_factory.mktemp("small") / "parts"
+    shutil.copytree(parts, folder)
     (folder / "clips").mkdir()
     for split, count in (("train", 6), ("valid", 2), ("test", 4)):
         lines = []

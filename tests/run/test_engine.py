@@ -35,6 +35,7 @@ def test_a_run_makes_every_step_once_and_the_second_run_skips_all(recipe: Recipe
     folder = tmp_path / "run"
     first = run_recipe(recipe, folder)
     assert (first.made, first.skipped) == ([*MADE, *EVALS, "report"], [])
+    assert first.report is not None
     assert first.report == folder / "report" / "report.html"
     assert first.report.stat().st_size > 0
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.parent != folder}

@@ -14,12 +14,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 from transformers import (
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
     Trainer,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
 )
 
 from stapes.model import StapesForConditionalGeneration, StapesProcessor
@@ -128,25 +123,3 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(Trainer, "training_step", interrupted)
 
     return after
-
-
-@pytest.fixture(scope="session")
-def parts(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_model_and_processor: Callable,
-    tiny_tokenizer: PreTrainedTokenizerFast,
-) -> Path:
-    """A folder with `encoder/` and `llm/` as the Hub would hold them, in miniature."""
-    folder = tmp_path_factory.mktemp("parts")
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
-    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 64, "vocab_size": 64}
-    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
-    whisper = WhisperForConditionalGeneration(WhisperConfig(**sizes, **decoder, **tokens, num_mel_bins=80))
-    whisper.save_pretrained(folder / "encoder")
-    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "encoder")
-    llm = tiny_model_and_processor()[0].language_model
-    assert isinstance(llm, LlamaForCausalLM)
-    llm.save_pretrained(folder / "llm")
-    tiny_tokenizer.save_pretrained(folder / "llm")
-    return folder

@@ -166,8 +166,11 @@ def test_activation_checkpointing_changes_nothing(train: Train) -> None:
     plain = train("plain", **LORA)
     lighter = train("lighter", **LORA, trainer={"activation_checkpointing": True})
     assert same(plain.tensors, lighter.tensors)
+    layers = [trained.model.language_model.get_decoder().layers[0] for trained in (plain, lighter)]
+    assert [layer.gradient_checkpointing for layer in layers] == [False, True]
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 def test_training_in_bf16_keeps_what_learns_in_float32(train: Train) -> None:
     trained = train(precision="bf16", **LORA)
     dtypes = {parameter.requires_grad: parameter.dtype for parameter in trained.model.parameters()}

@@ -1,4 +1,4 @@
-"""`stapes data check`, `stapes data stats` and `stapes data import`: look at data before training on it."""
+"""`stapes data check`, `stats`, `import` and `synth`: look at data before training on it, fetch it, make it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 def register(app: typer.Typer) -> None:
     """Add this module's verbs to the program."""
-    verbs = typer.Typer(help="Check, picture and import data.", no_args_is_help=True)
+    verbs = typer.Typer(help="Check, picture, import and synthesize data.", no_args_is_help=True)
     verbs.command()(check)
     verbs.command()(stats)
     verbs.command("import")(import_)
+    verbs.command()(synth)
     app.add_typer(verbs, name="data")
 
 
@@ -136,6 +137,47 @@ def import_(
         print_json({"manifest": str(done.manifest), "num_samples": done.num_samples, "left_out": list(done.left_out)})
     else:
         typer.echo(f"{done.num_samples} samples, {len(done.left_out)} left out: {done.manifest}")
+
+
+def synth(
+    sentences: Annotated[Path, typer.Argument(help="Text file, a sentence a line.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for NAME/*.flac and NAME.jsonl; NAME is the text's.", metavar="DIR")
+    ],
+    engine: Annotated[Literal["flite", "espeak-ng", "kokoro"], typer.Option(help="What speaks.")] = "flite",
+    voices: Annotated[str, typer.Option(help="Names with commas between; each sentence gets one of them.")] = "slt",
+    rates: Annotated[tuple[float, float], typer.Option(help="Slowest and fastest tempo.")] = (0.9, 1.1),
+    seed: Annotated[int, typer.Option(min=0, help="Of voices and tempos.")] = 0,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Clips spoken at a time; one for each core.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder with kokoro's two files.", metavar="DIR")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Speak sentences with flite, espeak-ng or kokoro; a run that was interrupted goes on where it stopped.
+
+    Example: `stapes data synth sentences.txt --engine flite --voices slt,rms,awb,kal16 --out data/flite`
+    """
+    import os
+
+    from ..data.synth import open_engine, synthesize
+    from .printing import print_json
+
+    names = [name.strip() for name in voices.split(",") if name.strip()]
+    speaker = open_engine(engine, names, model)
+    with _progress_bar("speaking") as progress:
+        done = synthesize(
+            sentences,
+            out,
+            speaker,
+            rates=rates,
+            seed=seed,
+            jobs=jobs or os.cpu_count() or 1,
+            progress=progress,
+        )
+    if as_json:
+        print_json({**vars(done), "manifest": str(done.manifest), "engine": engine, "voices": names, "seed": seed})
+        return
+    hours = done.seconds_of_speech / 3600
+    typer.echo(f"{done.num_samples} samples, {hours:.2f} h, {done.num_spoken} spoken now: {done.manifest}")
 
 
 def _clean_paths(manifests: list[Path], out: Path) -> list[Path]:

@@ -33,7 +33,7 @@ def run(
     from ..run import check_recipe, run_recipe
     from .printing import Says, print_json, print_report_table, quiet_libraries
 
-    loaded = load_recipe(recipe, _parse(override))
+    loaded = load_recipe(recipe, parse_overrides(override))
     quiet_libraries()
     say = Says()
     check_recipe(loaded, str(recipe))
@@ -68,7 +68,7 @@ def check(
     from ..recipe import dump_recipe, load_recipe
     from .printing import print_json
 
-    loaded = load_recipe(recipe, _parse(override))
+    loaded = load_recipe(recipe, parse_overrides(override))
     manifests = {path for stage in loaded.train.values() for path in (*stage.data, *stage.valid)}
     manifests |= set(loaded.evaluate.data) if loaded.evaluate else set()
     counts = {str(path): len(load_manifest(path)) for path in sorted(manifests)}
@@ -82,7 +82,12 @@ def check(
         typer.echo(f"{recipe}: fine. Trains {stages}; compresses by {steps}; {sum(counts.values())} samples.")
 
 
-def _parse(overrides: list[str] | None) -> dict[str, Any]:
+def parse_overrides(overrides: list[str] | None) -> dict[str, Any]:
+    """Read what `--set KEY=VALUE` was given.
+
+    Raises:
+        UsageError: if a text is not of that form.
+    """
     from ..errors import UsageError
     from ..recipe import parse_value
 

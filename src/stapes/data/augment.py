@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, assert_never
+from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
 import numpy as np
 import soxr
@@ -228,6 +228,26 @@ def spec_augment(
     for covered in _masks(generator, freq_masks, min(max_freq_bins, num_bins), num_bins):
         masked[covered] = mean
     return masked
+
+
+def augment_frames(frames: Tensor, noise_std: tuple[float, float], masks: Mapping[str, Any], seed: int) -> Tensor:
+    """Disturb an encoder's output: noise, then masks over time and over channels.
+
+    It costs no run of the encoder, so that stored output looks different each time.
+
+    Args:
+        frames: (T, D), without padding; it is not changed.
+        noise_std: the noise's standard deviation is drawn between these two.
+        masks: arguments of `spec_augment`, whose frequency bins are the D channels here.
+        seed: decides everything.
+
+    Returns:
+        (T, D).
+    """
+    generator = np.random.default_rng(sample_seed(seed, "frames.noise", 0))
+    std = generator.uniform(*noise_std)
+    noise = std * generator.standard_normal(tuple(frames.shape), dtype=np.float32)
+    return spec_augment((frames + frames.new_tensor(noise)).T, **masks, seed=seed).T
 
 
 def _apply(effect: Effect, waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:

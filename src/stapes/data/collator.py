@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..model import StapesProcessor
+from ..model import CTCVocabulary, StapesProcessor
+from .spoken import spoken_words
 
 IGNORE = -100
 """Positions with this label are not learnt: prompt, audio, padding."""
@@ -21,6 +22,7 @@ class Example:
     Attributes:
         instruction: what the prompt asks.
         target: what the model is to answer.
+        transcript: what is said in the clip; empty if nothing is, None if that is not known.
         input_features: (M, F) log-mel at 100 Hz.
         encoder_frames: (T, D) a frozen encoder's output at 50 Hz.
         sound_features: (F', M') fbank, beside `input_features` if the model has a sound encoder.
@@ -31,6 +33,7 @@ class Example:
     input_features: Tensor | None = None
     encoder_frames: Tensor | None = None
     sound_features: Tensor | None = None
+    transcript: str | None = None
 
 
 def collate(examples: Sequence[Example], processor: StapesProcessor) -> dict[str, Tensor]:
@@ -57,6 +60,30 @@ def collate(examples: Sequence[Example], processor: StapesProcessor) -> dict[str
         batch["attention_mask"][row, : len(ids)] = 1
         batch["labels"][row, num_prompt : len(ids)] = torch.tensor(ids[num_prompt:])
     return batch | _pad_audio(examples)
+
+
+def collate_ctc(examples: Sequence[Example], vocabulary: CTCVocabulary) -> dict[str, Tensor]:
+    """Spell and right-pad a batch for CTC, which needs no prompt.
+
+    Returns:
+        `labels` (B, 1 + U): pieces of `vocabulary`, `IGNORE` in the first column and as padding; and the audio as
+        `collate` gives it. The first column is there because those who count labels leave it out: a language model
+        predicts none from nothing.
+
+    Raises:
+        ValueError: if a transcript is not known.
+    """
+    rows = []
+    for example in examples:
+        if example.transcript is None:
+            raise ValueError(
+                f"an example with the target {example.target!r:.60} has no transcript; CTC learns from no other"
+            )
+        rows.append(vocabulary.encode(spoken_words(example.transcript)))
+    labels = torch.full((len(rows), 1 + max(len(row) for row in rows)), IGNORE)
+    for number, row in enumerate(rows):
+        labels[number, 1 : 1 + len(row)] = torch.tensor(row, dtype=torch.int64)
+    return {"labels": labels} | _pad_audio(examples)
 
 
 def _tokenize(example: Example, processor: StapesProcessor) -> tuple[list[int], int]:

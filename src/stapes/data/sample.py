@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, assert_never, cast, get_args
 
 import numpy as np
 
@@ -168,6 +168,19 @@ def sample_duration_s(sample: Sample) -> float:
         return sample.duration_s
     clips = (sample.audio, *sample.extra_audio)
     return sum(probe(clip).duration_s for clip in clips) + GAP_S * len(sample.extra_audio)
+
+
+def transcript_of(sample: Sample) -> str | None:
+    """Tell what is said in a clip: its target for `asr`, nothing for `audiocaption`; None for `qa`: not known."""
+    match sample.task:
+        case "asr":
+            return sample.target
+        case "audiocaption":
+            return ""
+        case "qa":
+            return None
+        case _:
+            assert_never(sample.task)
 
 
 def _numbered_lines(content: bytes) -> Iterator[tuple[int, bytes]]:

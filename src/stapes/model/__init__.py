@@ -11,6 +11,8 @@ from transformers import (
 
 from .beats import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
 from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
+from .ctc_compressor import CTCCompressor
+from .ctc_vocabulary import CTCVocabulary
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
 from .modeling import StapesForConditionalGeneration
 from .processing import StapesFeatureExtractor, StapesProcessor, find_reserved_tokens
@@ -31,6 +33,8 @@ __all__ = [
     "BeatsConfig",
     "BeatsEncoder",
     "BeatsFeatureExtractor",
+    "CTCCompressor",
+    "CTCVocabulary",
     "ConnectorConfig",
     "EatConfig",
     "EatEncoder",

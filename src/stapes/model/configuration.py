@@ -45,17 +45,21 @@ class ConnectorConfig(PreTrainedConfig):
     """The part between speech encoder and LLM.
 
     Attributes:
-        kind: `windowed_qformer` (SALMONN) or `stacked_mlp` (Ultravox).
-        frames_per_window: K, encoder frames that become one window (Q-Former) or one stack (MLP).
-        queries_per_window: Q, audio tokens per window; 1 for `stacked_mlp`.
+        kind: `windowed_qformer` (SALMONN), `stacked_mlp` (Ultravox) or `ctc_compressor`.
+        frames_per_window: K, encoder frames that become one window (Q-Former), one stack (MLP), or for which there is
+            one slot (CTC compressor).
+        queries_per_window: Q, audio tokens per window; 1 but for the Q-Former.
         tail: what happens to a last window that is not full: `pad` or `drop`.
         hidden_size: width of the Q-Former, or of the MLP before its gate halves it.
-        num_hidden_layers, num_attention_heads, intermediate_size, dropout: of the Q-Former only.
+        num_hidden_layers, num_attention_heads, intermediate_size, dropout: of Q-Former and CTC compressor.
+        ctc_stride: encoder frames per step of CTC.
+        ctc_merges: how many of the LLM's BPE merges make the pieces of words that CTC hears.
+        num_ctc_tokens: how many pieces these are, see `CTCVocabulary`; `assembly.build` fills it in.
     """
 
     model_type = "stapes_connector"
 
-    kind: Literal["windowed_qformer", "stacked_mlp"] = "windowed_qformer"
+    kind: Literal["windowed_qformer", "stacked_mlp", "ctc_compressor"] = "windowed_qformer"
     frames_per_window: int = 17
     queries_per_window: int = 1
     tail: Literal["pad", "drop"] = "pad"
@@ -64,6 +68,9 @@ class ConnectorConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     dropout: float | int = 0.1
+    ctc_stride: int = 4
+    ctc_merges: int = 1500
+    num_ctc_tokens: int = 1
 
     def validate_shape(self) -> None:
         """Refuse what no connector can be; `strict` calls this after construction.
@@ -74,11 +81,19 @@ class ConnectorConfig(PreTrainedConfig):
         for name in ("frames_per_window", "queries_per_window", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 1")
-        if self.kind == "stacked_mlp" and self.queries_per_window != 1:
-            raise ValueError(f"queries_per_window is {self.queries_per_window}; a stacked_mlp makes 1 token per window")
+        if self.kind != "windowed_qformer" and self.queries_per_window != 1:
+            raise ValueError(f"queries_per_window is {self.queries_per_window}; a {self.kind} makes 1 token per window")
         if self.kind == "stacked_mlp" and self.hidden_size % 2:
             raise ValueError(f"hidden_size is {self.hidden_size}; the gate of a stacked_mlp needs an even one")
-        if self.kind == "windowed_qformer" and self.hidden_size % self.num_attention_heads:
+        if self.kind == "ctc_compressor":
+            if self.ctc_stride % 2 or not 0 < self.ctc_stride <= self.frames_per_window:
+                raise ValueError(
+                    f"ctc_stride is {self.ctc_stride}; wanted an even number up to frames_per_window "
+                    f"({self.frames_per_window})"
+                )
+            if self.tail != "pad":
+                raise ValueError(f"tail is {self.tail!r}; a ctc_compressor keeps every frame: `pad`")
+        if self.kind != "stacked_mlp" and self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide by {self.num_attention_heads} heads")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from .configuration import ConnectorConfig
+from .ctc_compressor import CTCCompressor
 
 
 class WindowedQFormer(nn.Module):
@@ -127,7 +128,7 @@ class StackedMLP(nn.Module):
 
 def build_connector(
     config: ConnectorConfig, encoder_hidden_size: int, llm_hidden_size: int, sound_hidden_size: int = 0
-) -> WindowedQFormer | StackedMLP:
+) -> WindowedQFormer | StackedMLP | CTCCompressor:
     """Build the connector that `config.kind` names, with random weights.
 
     Args:
@@ -141,6 +142,8 @@ def build_connector(
             return WindowedQFormer(config, encoder_hidden_size, llm_hidden_size, sound_hidden_size)
         case "stacked_mlp":
             return StackedMLP(config, encoder_hidden_size + sound_hidden_size, llm_hidden_size)
+        case "ctc_compressor":
+            return CTCCompressor(config, encoder_hidden_size + sound_hidden_size, llm_hidden_size)
         case _:
             assert_never(config.kind)
 

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration import StapesConfig
 from .connectors import WindowedQFormer, build_connector, join_frames
+from .ctc_compressor import CTCCompressor
 from .speech_encoder import SpeechEncoder
 
 _AUDIO_INPUTS = (
@@ -124,7 +125,9 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         for name, parameter in self.named_parameters():
             part = "lora" if ".lora_" in name else name.partition(".")[0]
-            parameter.requires_grad_(part in parts)
+            # Whisper's position table is a formula, not learnt.
+            is_fixed = name == "speech_encoder.embed_positions.weight"
+            parameter.requires_grad_(part in parts and not is_fixed)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> StapesForConditionalGeneration:
@@ -176,6 +179,35 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Run the connector: frames (B, T, D) and their mask (B, T) → audio embeddings (ΣA, D_llm) without padding."""
         tokens, tokens_mask = self.connector(frames.to(self._connector_dtype()), frames_mask)
         return tokens[tokens_mask]
+
+    def ctc_loss(
+        self,
+        labels: Tensor,
+        encoder_frames: Tensor | None = None,
+        encoder_frames_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **features: Any,
+    ) -> Tensor:
+        """Compute how far the connector is from hearing what is said; the LLM takes no part.
+
+        Args:
+            labels: (B, 1 + U) as `collate_ctc` makes them; the first column means nothing.
+            encoder_frames, encoder_frames_mask: see `forward`.
+            num_items_in_batch: divides the summed loss; the number of labels if not given.
+            features: in place of frames, see `encode`.
+
+        Raises:
+            ValueError: if the connector is not a `ctc_compressor`.
+        """
+        if not isinstance(self.connector, CTCCompressor):
+            raise ValueError(f"a {self.config.connector_config.kind} cannot learn by CTC; take a `ctc_compressor`")
+        if encoder_frames is None or encoder_frames_mask is None:
+            encoder_frames, encoder_frames_mask = self.encode(**features)
+        pieces = labels[:, 1:]
+        loss = self.connector.ctc_loss(encoder_frames.to(self._connector_dtype()), encoder_frames_mask, pieces)
+        if num_items_in_batch is None:
+            return loss
+        return loss * (pieces > 0).sum() / num_items_in_batch
 
     def _connector_dtype(self) -> torch.dtype:
         return next(self.connector.parameters()).dtype

@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 Part = Literal["speech_encoder", "sound_encoder", "connector", "language_model", "lora"]
 
+_ENCODER_FRAMES_PER_S = 50
+"""Of any Whisper."""
+
 
 def _ordered(span: tuple[float, float]) -> tuple[float, float]:
     if span[0] > span[1]:
@@ -40,6 +43,11 @@ class WindowedQFormer(Section):
     intermediate_size: int = Field(3072, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
 
+    @property
+    def frames_per_window(self) -> int:
+        """K: encoder frames, 20 ms apart, that come nearest to `window_s`; at least 1."""
+        return max(1, round(self.window_s * _ENCODER_FRAMES_PER_S))
+
     @model_validator(mode="after")
     def _heads_divide(self) -> WindowedQFormer:
         if self.hidden_size % self.num_heads:
@@ -55,7 +63,41 @@ class StackedMLP(Section):
     hidden_size: int = Field(2048, ge=2, multiple_of=2)
 
 
-Connector = Annotated[WindowedQFormer | StackedMLP, Field(discriminator="kind")]
+class CTCCompressor(Section):
+    """A Transformer taught by CTC; its audio tokens are the pieces of words it hears, and sound in the slots left."""
+
+    kind: Literal["ctc_compressor"]
+    slot_s: float = Field(0.16, ge=0.04, le=2)  # one audio token for each, whatever it will hold
+    step_s: float = Field(0.08, ge=0.04, le=0.32)  # CTC's; at most one piece a step
+    merges: int = Field(1500, ge=1)  # of the LLM's BPE; few: short pieces, many of them, each of them often heard
+    hidden_size: int = Field(512, ge=1)
+    num_layers: int = Field(3, ge=1)
+    num_heads: int = Field(8, ge=1)
+    intermediate_size: int = Field(2048, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def frames_per_slot(self) -> int:
+        """K: encoder frames, 20 ms apart, that come nearest to `slot_s`."""
+        return round(self.slot_s * _ENCODER_FRAMES_PER_S)
+
+    @property
+    def stride(self) -> int:
+        """Encoder frames to one step of CTC."""
+        return round(self.step_s * _ENCODER_FRAMES_PER_S)
+
+    @model_validator(mode="after")
+    def _shape_fits(self) -> CTCCompressor:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide by num_heads {self.num_heads}")
+        if self.step_s > self.slot_s:
+            raise ValueError(f"step_s {self.step_s:g} is longer than slot_s {self.slot_s:g}")
+        if self.stride % 2:
+            raise ValueError(f"step_s is {self.step_s:g}; wanted a multiple of 0.04")
+        return self
+
+
+Connector = Annotated[WindowedQFormer | StackedMLP | CTCCompressor, Field(discriminator="kind")]
 
 
 class Model(Section):
@@ -141,6 +183,13 @@ class SpecAugment(Section):
     max_share: float = Field(0.2, gt=0, le=1)
 
 
+class FrameAugment(Section):
+    """On the encoder's stored output (values of order 1), drawn anew each time a clip is seen: noise, then masks."""
+
+    noise_std: Span = (0.0, 0.3)
+    masks: SpecAugment = SpecAugment(time_masks=2, max_time_frames=18, freq_masks=2, max_freq_bins=48, max_share=0.2)
+
+
 class Augment(Section):
     """Augmentation of training audio, applied in this order. With a feature cache each clip has `copies` versions."""
 
@@ -151,6 +200,7 @@ class Augment(Section):
     codec: Codec | None = None
     gain: Gain | None = None
     spec_augment: SpecAugment | None = None
+    frames: FrameAugment | None = None  # needs the feature cache
     copies: int = Field(4, ge=1)
 
 
@@ -187,13 +237,27 @@ class LoRA(Section):
     target_modules: Annotated[tuple[str, ...] | str, BeforeValidator(_module_names)] = ("q_proj", "v_proj")
 
 
-class Stage(Section):
-    """One stage of training. Keys that TrainingArguments has carry its names."""
+class Quantization(Section):
+    """QLoRA (arXiv 2305.14314): the LLM's Linear layers are kept in 4 bits while adapters are trained."""
 
+    bits: Literal[4] = 4
+    kind: Literal["nf4"] = "nf4"
+    double_quant: bool = True  # the scales are quantised too
+
+
+class Stage(Section):
+    """One stage of training. Keys that TrainingArguments has carry its names.
+
+    `objective: answer` is the LLM's own loss on what it is to answer. `ctc` teaches a `ctc_compressor` to hear what is
+    said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said.
+    """
+
+    objective: Literal["answer", "ctc"] = "answer"
     data: dict[Path, float] = Field(min_length=1)  # manifest: share of the samples drawn
     valid: tuple[Path, ...] = ()  # manifests whose loss is measured each `save_steps`
     trainable: tuple[Part, ...] = Field(("connector",), min_length=1)
     lora: LoRA | None = None
+    quantization: Quantization | None = None
     max_steps: int = Field(ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     per_device_train_batch_size: int = Field(8, ge=1)
@@ -208,6 +272,10 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
+        if self.objective == "ctc" and (idle := sorted({"lora", "language_model"} & set(self.trainable))):
+            raise ValueError(f"the LLM has no part in `objective: ctc`; take {' and '.join(idle)} out of `trainable`")
+        if self.augment and self.augment.frames and not self.feature_cache:
+            raise ValueError("`augment.frames` acts on stored encoder output; drop it or `feature_cache: false`")
         if self.lora is not None and "lora" not in self.trainable:
             raise ValueError("`lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`")
         for path, weight in self.data.items():
@@ -284,9 +352,19 @@ class Recipe(Section):
         for earlier, (name, stage) in enumerate(self.train.items()):
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {"eval", "bench", "report", "data_check", *kinds}:
                 raise ValueError(f"train: `{name}` cannot name a stage; use lower-case letters, e.g. `align`")
+            if stage.objective == "ctc" and self.model.connector.kind != "ctc_compressor":
+                raise ValueError(
+                    f"train.{name}: `objective: ctc` teaches a connector of kind ctc_compressor, not "
+                    f"{self.model.connector.kind}"
+                )
             given = any(s.lora for s in list(self.train.values())[: earlier + 1])
             if "lora" in stage.trainable and not given:
                 raise ValueError(f"train.{name}: `trainable` lists lora, but no stage up to here has a `lora` section")
+            first = next((s.lora for s in self.train.values() if s.lora), None)
+            if stage.lora and stage.lora != first:
+                raise ValueError(
+                    f"train.{name}.lora: adapters stay for later stages and cannot change their shape; drop it"
+                )
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"compress: each kind of step may stand once, not {', '.join(kinds)}")
         if "merge_lora" in kinds and not has_lora:

@@ -20,7 +20,7 @@ from ..environment import environment
 from ..errors import StapesError
 from ..files import full_disk_explained, read_json, staged_folder, write_json, write_text
 from ..recipe import Recipe, dump_recipe
-from .steps import Step, plan_steps
+from .steps import Step, plan_steps, refuse_unsupported
 
 
 @dataclass
@@ -78,6 +78,7 @@ def check_recipe(recipe: Recipe, path: str) -> None:
     Raises:
         StapesError: naming file and key, or what was looked for and where.
     """
+    refuse_unsupported(recipe, path)
     from ..data.sample import load_manifest
     from ..train.stage import check_stage
     from ..weights import resolve
@@ -109,6 +110,8 @@ def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> b
     say(step.name)
     started = time.monotonic()
     if not _is_main():
+        # The first process waits once more, when its working folder is there.
+        _barrier(step)
         step.make(target.with_name(target.name + ".partial"))
         _barrier(step)
         return True
@@ -147,9 +150,9 @@ def _is_main() -> bool:
 def _barrier(step: Step) -> None:
     """Let the processes of a distributed run wait for each other around a step that all take part in."""
     if step.everywhere and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
+        from ..train.processes import this_process
 
-        PartialState().wait_for_everyone()
+        this_process().wait_for_everyone()
 
 
 @contextmanager

@@ -9,12 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
-from ..errors import StapesError
+from ..errors import RecipeError, StapesError
 from ..files import write_json
-from ..recipe import MergeLora, Model, Quantize, Recipe, StackedMLP, WindowedQFormer
-
-ENCODER_FRAMES_PER_S = 50
-"""Whisper encoder frames a second."""
+from ..recipe import CTCCompressor, MergeLora, Model, Quantize, Recipe, StackedMLP, WindowedQFormer
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,23 @@ class Step:
     resumable: bool = False
 
 
+def refuse_unsupported(recipe: Recipe, where: str) -> None:
+    """Refuse what a recipe can say and a run cannot do yet.
+
+    Raises:
+        RecipeError: naming the key; `where` is the recipe's file or name.
+    """
+    for name, stage in recipe.train.items():
+        if stage.quantization is not None:
+            raise RecipeError(
+                f"{where}: train.{name}.quantization: a run cannot train on 4-bit weights yet; "
+                "`stapes plan` reads the key"
+            )
+
+
 def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
     """List the steps of a recipe in order; nothing is read but the manifests' text."""
+    refuse_unsupported(recipe, recipe.name)
     manifests = sorted({path for stage in recipe.train.values() for path in (*stage.data, *stage.valid)})
     if recipe.evaluate:
         manifests = sorted({*manifests, *recipe.evaluate.data})
@@ -114,9 +126,21 @@ def _build_arguments(model: Model) -> dict[str, Any]:
         case WindowedQFormer() as section:
             connector = ConnectorConfig(
                 kind="windowed_qformer",
-                frames_per_window=max(1, round(section.window_s * ENCODER_FRAMES_PER_S)),
+                frames_per_window=section.frames_per_window,
                 queries_per_window=section.queries_per_window,
                 tail=section.tail,
+                hidden_size=section.hidden_size,
+                num_hidden_layers=section.num_layers,
+                num_attention_heads=section.num_heads,
+                intermediate_size=section.intermediate_size,
+                dropout=section.dropout,
+            )
+        case CTCCompressor() as section:
+            connector = ConnectorConfig(
+                kind="ctc_compressor",
+                frames_per_window=section.frames_per_slot,
+                ctc_stride=section.stride,
+                ctc_merges=section.merges,
                 hidden_size=section.hidden_size,
                 num_hidden_layers=section.num_layers,
                 num_attention_heads=section.num_heads,

@@ -7,7 +7,6 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
@@ -15,6 +14,7 @@ from ..errors import RecipeError, StapesError
 from ..recipe import FixedClip, Stage
 from .examples import waveform_effects
 from .precision import choose_precision
+from .processes import device_type
 
 _KEY_INSTEAD = {
     "bf16": "precision",
@@ -141,10 +141,8 @@ def training_arguments(stage: Stage, *, name: str, seed: int, folder: Path, devi
 
 
 def _make_arguments(stage: Stage) -> None:
-    device = PartialState().device
-    assert device is not None  # chosen when the state is made
     # The folder is made when training begins, not here.
-    training_arguments(stage, name="", seed=0, folder=Path("unused"), device=device.type)
+    training_arguments(stage, name="", seed=0, folder=Path("unused"), device=device_type())
 
 
 def _find_wrong_key(stage: Stage) -> str:

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..errors import StapesError
 from ..files import read_json, write_json, write_text
+from .processes import this_process
 
 COMPLETE_MARK = "complete.json"
 """Written last into a checkpoint; one without it was cut off while being saved."""
@@ -85,7 +85,7 @@ class CompleteMark(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Write the mark; the Trainer calls this after its last file."""
-        processes = PartialState()
+        processes = this_process()
         # Each process writes its random state into the folder.
         processes.wait_for_everyone()
         if state.is_world_process_zero:

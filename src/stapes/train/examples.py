@@ -15,7 +15,7 @@ from ..data.collator import Example
 from ..data.mixture import Draw
 from ..data.noise import list_recordings
 from ..data.prompts import test_instruction, train_instruction
-from ..data.sample import Sample, load_sample_audio
+from ..data.sample import Sample, load_sample_audio, transcript_of
 from ..model import StapesProcessor
 from ..recipe import Augment
 from .features import FeatureCache, feature_path
@@ -61,9 +61,14 @@ class Examples(Dataset[Example]):
         sample = self.corpora[draw.corpus][draw.index]
         wording_seed = sample_seed(self.seed, sample.id, draw.draw)
         instruction = train_instruction(sample, wording_seed) if self.train else test_instruction(sample)
+        transcript = transcript_of(sample)
         if self.cache is None:
-            return Example(instruction, sample.target, **self.features(draw))
-        return Example(instruction, sample.target, encoder_frames=self.cache.load(self.cache_path(draw)))
+            return Example(instruction, sample.target, transcript=transcript, **self.features(draw))
+        frames = self.cache.load(self.cache_path(draw))
+        if self.augment is not None and (section := self.augment.frames) is not None:
+            seed = sample_seed(self.seed, sample.id, draw.draw)
+            frames = effects.augment_frames(frames, section.noise_std, section.masks.model_dump(), seed)
+        return Example(instruction, sample.target, encoder_frames=frames, transcript=transcript)
 
     def draws(self) -> list[Draw]:
         """List every sample once, in order."""
@@ -127,11 +132,11 @@ def waveform_effects(section: Augment) -> list[effects.Effect]:
 
 
 def augment_identity(section: Augment) -> str:
-    """Name an augmentation by its settings and the recordings it takes; how many `copies` there are changes none."""
+    """Name an augmentation by its settings and the recordings it takes; what is not stored changes none."""
     recordings = []
     for effect in (section.noise, section.reverb):
         if effect is not None and effect.folder is not None:
             recordings += [
                 (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in list_recordings(effect.folder)
             ]
-    return f"{section.model_dump_json(exclude={'copies'})} {recordings}"
+    return f"{section.model_dump_json(exclude={'copies', 'frames'})} {recordings}"

@@ -15,16 +15,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ..data.collator import pad_features
 from ..data.mixture import Draw
 from ..errors import StapesError
 from ..model import StapesForConditionalGeneration
 
 if TYPE_CHECKING:
     from .examples import Examples
-
-_FRAMES_PER_BATCH = 6000
-"""Feature frames (100 Hz) encoded together: one minute, about 2 GB of activations at whisper-large."""
 
 
 class FeatureCache:
@@ -78,26 +74,10 @@ class FeatureCache:
         # Shared out by place among all, not among the missing: that list shrinks while another process fills its part.
         rank, num_processes = share
         mine = [(path, draw) for path, draw in sorted(wanted.items())[rank::num_processes] if not path.exists()]
-        # Lengths are known only once the features are there, so clips are pooled, sorted and batched pool by pool.
-        pool: list[tuple[Path, dict[str, Tensor]]] = []
         progress = track(mine, "encoding clips once", console=Console(stderr=True), disable=not mine or rank > 0)
         for path, draw in progress:
-            pool.append((path, examples.features(draw)))
-            if len(pool) == 64:
-                self._encode(model, pool)
-                pool = []
-        self._encode(model, pool)
+            _save(path, _encode_alone(model, examples.features(draw)))
         return len(mine)
-
-    def _encode(self, model: StapesForConditionalGeneration, pool: list[tuple[Path, dict[str, Tensor]]]) -> None:
-        pool = sorted(pool, key=lambda item: item[1]["input_features"].shape[1])
-        while pool:
-            longest_first = pool.pop()
-            batch = [longest_first]
-            while pool and (len(batch) + 1) * longest_first[1]["input_features"].shape[1] <= _FRAMES_PER_BATCH:
-                batch.append(pool.pop())
-            for (path, _), frames in zip(batch, _encode_batch(model, [f for _, f in batch]), strict=True):
-                _save(path, frames)
 
 
 def feature_path(folder: Path, audio: Sequence[Path], augmentation: tuple[Any, ...] | None) -> Path:
@@ -128,10 +108,15 @@ def encoder_identity(model: StapesForConditionalGeneration, feature_extractor: A
 
 
 @torch.inference_mode()
-def _encode_batch(model: StapesForConditionalGeneration, features: Sequence[Mapping[str, Tensor]]) -> list[np.ndarray]:
-    batch = {name: tensor.to(model.device) for name, tensor in pad_features(features).items()}
-    frames, frames_mask = model.encode(**batch)
-    return [row[real].to("cpu", torch.float16).numpy() for row, real in zip(frames, frames_mask, strict=True)]
+def _encode_alone(model: StapesForConditionalGeneration, features: Mapping[str, Tensor]) -> np.ndarray:
+    """Encode one clip's features: (T, D), float16.
+
+    Not in a batch: its neighbours would depend on what is stored already, and products of another size round
+    differently, so that a run cut off while it stored features would end with other weights. On a CPU it costs no time
+    (`benchmarks/throughput.py`); on a GPU it will.
+    """
+    frames, _ = model.encode(**{name: tensor[None].to(model.device) for name, tensor in features.items()})
+    return frames[0].to("cpu", torch.float16).numpy()
 
 
 def _save(path: Path, frames: np.ndarray) -> None:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, assert_never, cast
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from ..assembly import TRAINED_FILE, save_model
-from ..data.collator import collate
+from ..data.collator import Example, collate, collate_ctc
 from ..data.mixture import MixtureBatchSampler
-from ..data.sample import load_manifest, sample_duration_s
-from ..errors import StapesError
+from ..data.sample import Sample, load_manifest, sample_duration_s, transcript_of
+from ..errors import ManifestError, StapesError
 from ..files import read_json, write_json
-from ..model import StapesForConditionalGeneration, StapesProcessor
+from ..model import CTCCompressor, CTCVocabulary, StapesForConditionalGeneration, StapesProcessor
 from ..recipe import DynamicClip, Stage
 from .arguments import check_stage, training_arguments
 from .callbacks import CompleteMark, LossLog, ProgressBar, checkpoint_step, last_checkpoint, remove_torn_checkpoints
@@ -31,6 +31,7 @@ from .clipping import DynamicClipping
 from .examples import Examples
 from .features import FeatureCache, encoder_identity
 from .precision import Precision, choose_attention, choose_precision, torch_dtype
+from .processes import device_type, this_process
 from .trainee import Trainee
 from .trainer import StageTrainer
 
@@ -94,14 +95,14 @@ def train_stage(
     _prepare_parts(model, stage, name, seed, arguments.device)
     if (folder / RESULT_FILE).exists():
         return _load_finished(model, folder)
-    sampler, train_set, valid_set = _load_data(model, processor, stage, seed, cache)
+    sampler, train_set, valid_set = _load_data(model, processor, stage, name, seed, cache)
     encoded, cache_seconds = _fill_cache(model, sampler, train_set, valid_set)
     trainer = StageTrainer(
-        model=Trainee(model),
+        model=Trainee(model, stage.objective),
         args=arguments,
         train_dataset=train_set,
         eval_dataset=valid_set if stage.valid else None,
-        data_collator=partial(collate, processor=processor),
+        data_collator=_collator(model, processor, stage.objective),
         callbacks=[CompleteMark(), LossLog(folder / "losses.jsonl", name)],
     )
     trainer.sampler, trainer.valid_draws = sampler, valid_set.draws()
@@ -121,19 +122,41 @@ def train_stage(
         save_model(model.eval(), processor, folder, trained_only=True)
         write_json(folder / RESULT_FILE, dataclasses.asdict(result))
         shutil.rmtree(folder / "checkpoints")
-    PartialState().wait_for_everyone()
+    this_process().wait_for_everyone()
     return result
+
+
+def _collator(
+    model: StapesForConditionalGeneration, processor: StapesProcessor, objective: Literal["answer", "ctc"]
+) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
+    match objective:
+        case "answer":
+            return partial(collate, processor=processor)
+        case "ctc":
+            vocabulary = CTCVocabulary(processor.tokenizer, model.config.connector_config.ctc_merges)
+            return partial(collate_ctc, vocabulary=vocabulary)
+        case _:
+            assert_never(objective)
+
+
+def _refuse_unheard(stage: Stage, name: str, corpora: Sequence[Sequence[Sample]]) -> None:
+    """Raise if CTC is to learn from a sample of which it is not known what is said in it."""
+    for path, samples in zip((*stage.data, *stage.valid), corpora, strict=True):
+        for sample in samples:
+            if transcript_of(sample) is None:
+                raise ManifestError(
+                    f"{path}: sample `{sample.id}` is for {sample.task} and does not tell what is said; stage `{name}` "
+                    "with `objective: ctc` learns from samples for asr and audiocaption"
+                )
 
 
 def _one_device_arguments(stage: Stage, name: str, seed: int, folder: Path) -> TrainingArguments:
     """Make the Trainer's arguments, and refuse to spread one process over several GPUs."""
-    device = PartialState().device
-    assert device is not None  # chosen when the state is made
-    arguments = training_arguments(stage, name=name, seed=seed, folder=folder, device=device.type)
+    arguments = training_arguments(stage, name=name, seed=seed, folder=folder, device=device_type())
     if arguments.n_gpu > 1:
         raise StapesError(
-            f"{arguments.n_gpu} GPUs are there for one process; start with `accelerate launch -m stapes run …`, or let "
-            "it see one (`CUDA_VISIBLE_DEVICES=0`)"
+            f"{arguments.n_gpu} GPUs are there for one process; start with `accelerate launch --multi_gpu`, or let it "
+            "see one (`CUDA_VISIBLE_DEVICES=0`)"
         )
     return arguments
 
@@ -155,6 +178,9 @@ def _prepare_parts(
                 "adapters stay for the stages that follow: drop `lora` from the later stage"
             )
     model.set_trainable(set(stage.trainable))
+    if stage.objective == "ctc" and isinstance(model.connector, CTCCompressor):
+        for module in model.connector.llm_side():
+            module.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise StapesError(f"stage `{name}`: nothing learns, the model has no {' or '.join(stage.trainable)}")
     model.config.trained_parts = sorted({*(model.config.trained_parts or ()), *stage.trainable})
@@ -179,17 +205,19 @@ def _load_finished(model: StapesForConditionalGeneration, folder: Path) -> Stage
 
 
 def _load_data(
-    model: StapesForConditionalGeneration, processor: StapesProcessor, stage: Stage, seed: int, cache: Path
+    model: StapesForConditionalGeneration, processor: StapesProcessor, stage: Stage, name: str, seed: int, cache: Path
 ) -> tuple[MixtureBatchSampler, Examples, Examples]:
     """Make the order of training samples, the training examples and the validation examples."""
     corpora = [load_manifest(path) for path in stage.data]
     valid = [load_manifest(path) for path in stage.valid]
+    if stage.objective == "ctc":
+        _refuse_unheard(stage, name, [*corpora, *valid])
     sampler = MixtureBatchSampler(
         [[sample_duration_s(sample) for sample in corpus] for corpus in corpora],
         weights=list(stage.data.values()),
         batch_size=stage.per_device_train_batch_size,
         accumulation_steps=stage.gradient_accumulation_steps,
-        world_size=PartialState().num_processes,
+        world_size=this_process().num_processes,
         num_steps=stage.max_steps,
         seed=seed,
     )
@@ -207,7 +235,7 @@ def _fill_cache(
     if train_set.cache is None:
         return 0, 0.0
     started = time.monotonic()
-    state = PartialState()
+    state = this_process()
     share = (state.process_index, state.num_processes)
     encoded = train_set.cache.fill(model, train_set, (draw for batch in sampler for draw in batch), share)
     encoded += train_set.cache.fill(model, valid_set, valid_set.draws(), share)
@@ -224,7 +252,7 @@ def _run(trainer: StageTrainer, name: str, folder: Path) -> int:
         raise StapesError("stapes trains data-parallel only; use `accelerate launch` without DeepSpeed or FSDP")
     checkpoint = last_checkpoint(folder / "checkpoints", trainer.args.world_size)
     resumed_from = checkpoint_step(checkpoint) if checkpoint else 0
-    PartialState().wait_for_everyone()
+    this_process().wait_for_everyone()
     if trainer.is_world_process_zero():
         remove_torn_checkpoints(folder / "checkpoints")
     _place_tensorboard(trainer, folder / "tensorboard", resumed_from)

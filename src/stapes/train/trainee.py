@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys  # the return type of load_state_dict; there is no public name
@@ -20,12 +20,18 @@ class Trainee(nn.Module):
 
     accepts_loss_kwargs = True
 
-    def __init__(self, model: StapesForConditionalGeneration) -> None:
+    def __init__(self, model: StapesForConditionalGeneration, objective: Literal["answer", "ctc"] = "answer") -> None:
         super().__init__()
         self.model = model
+        self.objective = objective
 
     def forward(self, **batch: Any) -> CausalLMOutputWithPast:
-        """Run the model; while training nothing is generated, so that keys and values need not be kept."""
+        """Run the model; while training nothing is generated, so that keys and values need not be kept.
+
+        For `ctc` the output is the loss alone.
+        """
+        if self.objective == "ctc":
+            return CausalLMOutputWithPast(loss=cast(Any, self.model.ctc_loss(**batch)))
         return self.model(use_cache=False, **batch)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]  # one form suffices

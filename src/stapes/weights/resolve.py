@@ -62,6 +62,33 @@ def resolve(name: str, *, offline: bool = False) -> Path:
     raise WeightsError(_not_found(name, tried))
 
 
+def find_config(name: str) -> Path | None:
+    """Find the config.json of the model called `name` on this machine, whether its weights are there or not.
+
+    Looked for in a local folder, the Hub's cache and our cache of converted mirrors; None if it is in none.
+
+    Raises:
+        WeightsError: if `name` is a folder without a configuration.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise WeightsError(f"{folder.absolute()}: is a folder, but not of a model: config.json is missing")
+        return folder / "config.json"
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    if isinstance(cached, str):
+        return Path(cached)
+    mirror = next((mirror for mirror in MIRRORS if mirror.name == name), None)
+    converted = _find_converted(mirror, tried=[])
+    return converted / "config.json" if converted else None
+
+
 def cache_folder() -> Path:
     """Return where stapes keeps what it can make again: `STAPES_CACHE`, or `~/.cache/stapes`."""
     return Path(os.environ.get("STAPES_CACHE") or "~/.cache/stapes").expanduser()

@@ -1,0 +1,200 @@
+"""A connector that is taught by CTC and hands the LLM what was said, not how long it took."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .configuration import ConnectorConfig
+
+
+class CTCSteps(NamedTuple):
+    """What CTC sees of a batch.
+
+    Attributes:
+        hidden: (B, S, D) with S = ceil(T / stride).
+        logits: (B, S, 1 + C): blank first, then the C tokens.
+        middle_logits: the same, one layer earlier, for the intermediate loss; None in eval mode.
+        mask: (B, S), True on real steps.
+    """
+
+    hidden: Tensor
+    logits: Tensor
+    middle_logits: Tensor | None
+    mask: Tensor
+
+
+class CTCCompressor(nn.Module):
+    """Convolution → Transformer → CTC over pieces of words → embeddings of what was heard, then of how it sounds.
+
+    A clip has A slots, one for each K encoder frames, as with the other connectors. Runs of steps on which CTC hears
+    one and the same token become one slot each: the LLM's own embeddings of the tokens, weighted by their
+    probabilities, plus a learnt rest. The slots that speech leaves free, at least one where A > 1, hold the encoder's
+    frames, averaged over equal parts of the clip: a clip without speech consists of them.
+
+    Source: CTC is Graves et al. 2006, its use to shorten what the LLM reads follows CTC compression (Gaido et al.
+    2021, arXiv 2102.01578) and posterior-weighted embeddings Wav2Prompt (Deng et al. 2024, arXiv 2406.00522);
+    the intermediate loss is arXiv 2102.03216. Where we differ: the tokens are those of the first merges of the LLM's
+    own BPE, about 1,400 pieces, so that words CTC was never taught are spelt, and the number of slots follows the
+    clip's length alone, so that a processor can count it.
+    """
+
+    def __init__(self, config: ConnectorConfig, encoder_hidden_size: int, llm_hidden_size: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.frames_per_slot = config.frames_per_window
+        self.stride = config.ctc_stride
+        self.norm_in = nn.LayerNorm(encoder_hidden_size)
+        self.conv = nn.Conv1d(encoder_hidden_size, width, 2 * self.stride, self.stride, padding=self.stride // 2)
+        self.layers = nn.ModuleList(
+            _Layer(width, config.num_attention_heads, config.intermediate_size, config.dropout)
+            for _ in range(config.num_hidden_layers)
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(width, 1 + config.num_ctc_tokens)
+        # The rows are the LLM's own, see `assembly.build`.
+        self.token_embeddings = nn.Embedding(config.num_ctc_tokens, llm_hidden_size)
+        self.detail = nn.Linear(width, llm_hidden_size, bias=False)
+        self.sound_in = nn.Linear(encoder_hidden_size, width)
+        self.sound_out = nn.Linear(width, llm_hidden_size)
+        self.norm_sound = nn.RMSNorm(llm_hidden_size, eps=1e-6)
+
+    def forward(self, frames: Tensor, frames_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill each clip's slots with what is said in it, then with how it sounds.
+
+        Args:
+            frames: (B, T, D) encoder output at 50 Hz.
+            frames_mask: (B, T), True on real frames, which come first.
+
+        Returns:
+            (B, A, D_llm) with A = ceil(T / K), speech before sound, each in time order, and its mask (B, A).
+
+        Raises:
+            ValueError: if D is not the encoder's width.
+        """
+        steps = self.read(frames, frames_mask)
+        num_slots = -(-frames_mask.sum(dim=1) // self.frames_per_slot)
+        slots = torch.arange(int(num_slots.max()), device=frames.device)
+        to_speech, num_speech = speech_slots(steps.logits, steps.mask, num_slots)
+        probabilities = steps.logits[..., 1:].softmax(dim=-1)
+        speech = to_speech @ (probabilities @ self.token_embeddings.weight + self.detail(steps.hidden))
+
+        to_sound = sound_slots(frames_mask, num_slots, num_speech, slots.shape[0]).to(frames.dtype)
+        sound = self.sound_out(nn.functional.silu(self.sound_in(to_sound @ self.norm_in(frames))))
+        is_speech = slots[None] < num_speech[:, None]
+        return torch.where(is_speech[:, :, None], speech, self.norm_sound(sound)), slots[None] < num_slots[:, None]
+
+    def read(self, frames: Tensor, frames_mask: Tensor) -> CTCSteps:
+        """Run the part that CTC teaches, see `CTCSteps`; arguments as in `forward`."""
+        if frames.shape[-1] != self.norm_in.normalized_shape[0]:
+            raise ValueError(
+                f"encoder frames are {frames.shape[-1]} wide, the connector was built for "
+                f"{self.norm_in.normalized_shape[0]}"
+            )
+        num_steps = -(-frames_mask.sum(dim=1) // self.stride)
+        # Zeros past a clip's end, in a batch as alone, where the convolution pads.
+        hidden = self.norm_in(frames) * frames_mask[:, :, None]
+        hidden = nn.functional.pad(hidden, (0, 0, 0, -frames.shape[1] % self.stride))
+        hidden = self.dropout(nn.functional.gelu(self.conv(hidden.transpose(1, 2)).transpose(1, 2)))
+        hidden = hidden[:, : int(num_steps.max())]
+        mask = torch.arange(hidden.shape[1], device=frames.device)[None] < num_steps[:, None]
+        middle_logits = None
+        for index, layer in enumerate(self.layers):
+            if self.training and index == len(self.layers) - 1:
+                middle_logits = self.head(self.norm_out(hidden))
+            hidden = layer(hidden, mask)
+        hidden = self.norm_out(hidden)
+        return CTCSteps(hidden, self.head(hidden), middle_logits, mask)
+
+    def llm_side(self) -> tuple[nn.Module, ...]:
+        """List the parts that CTC does not reach: they only matter to the LLM."""
+        return self.token_embeddings, self.detail, self.sound_in, self.sound_out, self.norm_sound
+
+    def ctc_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
+        """Compute the CTC loss per token, 0.7 of the last layer and 0.3 of the one before it while training.
+
+        Args:
+            frames, frames_mask: as in `forward`.
+            labels: (B, U) piece numbers from 1 (0 is the blank), padded with what is below 1. A clip without speech
+                has none.
+        """
+        steps = self.read(frames, frames_mask)
+        num_steps, lengths, labels = steps.mask.sum(dim=1), (labels > 0).sum(dim=1), labels.clamp(min=0)
+        loss = _ctc(steps.logits, labels, num_steps, lengths)
+        if steps.middle_logits is None:
+            return loss
+        return 0.7 * loss + 0.3 * _ctc(steps.middle_logits, labels, num_steps, lengths)
+
+
+class _Layer(nn.Module):
+    """A Transformer layer with the norms in front."""
+
+    def __init__(self, width: int, num_heads: int, intermediate_size: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, intermediate_size)
+        self.down = nn.Linear(intermediate_size, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm_1(hidden)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        heads = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        hidden = hidden + self.dropout(self.out(heads.transpose(1, 2).flatten(2)))
+        return hidden + self.dropout(self.down(nn.functional.gelu(self.up(self.norm_2(hidden)))))
+
+
+def speech_slots(logits: Tensor, mask: Tensor, num_slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Decide which steps make which slot.
+
+    A run of steps with one best token that is not the blank is a segment; each gets a slot. If there are more
+    segments than slots, neighbours share one.
+
+    Args:
+        logits: (B, S, 1 + C), blank first.
+        mask: (B, S), True on real steps.
+        num_slots: (B,) A of each clip; one slot is kept for sound unless there is but one.
+
+    Returns:
+        weights (B, max A, S) of the steps in each slot, which sum to 1 in slots that hold speech and to 0 in others,
+        and the number of slots that hold speech (B,), which come first.
+    """
+    best = logits.argmax(dim=-1) * mask
+    before = nn.functional.pad(best, (1, 0))[:, :-1]
+    is_speech = best > 0
+    segment = (is_speech & (best != before)).cumsum(dim=1) - 1
+    num_segments = segment[:, -1] + 1
+    room = (num_slots - 1).clamp(min=1)
+    num_speech = torch.minimum(num_segments, room)
+    slot = torch.where(
+        (num_segments > room)[:, None], segment * room[:, None] // num_segments.clamp(min=1)[:, None], segment
+    )
+    heard = (1 - logits.softmax(dim=-1)[..., 0]) * is_speech
+    slots = torch.arange(int(num_slots.max()), device=logits.device)
+    weights = (slots[None, :, None] == slot[:, None, :]) * heard[:, None, :]
+    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-6), num_speech
+
+
+def sound_slots(frames_mask: Tensor, num_slots: Tensor, num_speech: Tensor, size: int) -> Tensor:
+    """Share a clip's frames out evenly to the slots that speech leaves free: weights (B, `size`, T) of a mean each."""
+    num_frames, free = frames_mask.sum(dim=1), num_slots - num_speech
+    frame = torch.arange(frames_mask.shape[1], device=frames_mask.device)[None]
+    slot = num_speech[:, None] + frame * free[:, None] // num_frames.clamp(min=1)[:, None]
+    slot = torch.where(frames_mask & (free > 0)[:, None], slot, -1)
+    chosen = (torch.arange(size, device=slot.device)[None, :, None] == slot[:, None, :]).float()
+    return chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def _ctc(logits: Tensor, labels: Tensor, num_steps: Tensor, lengths: Tensor) -> Tensor:
+    log_probabilities = logits.float().log_softmax(dim=-1).transpose(0, 1)
+    # A text with more tokens than its clip has steps has no alignment: it teaches nothing, and must not be infinite.
+    total = nn.functional.ctc_loss(
+        log_probabilities, labels, num_steps, lengths, blank=0, reduction="sum", zero_infinity=True
+    )
+    return total / lengths.sum().clamp(min=1)

@@ -1,0 +1,65 @@
+"""The pieces of words that CTC hears: the first merges of the LLM's own BPE."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+# In byte-level BPE a leading space is written Ġ. Speech has neither capitals nor digits nor punctuation.
+_PIECE = re.compile(r"Ġ?[a-z']+|Ġ")
+
+
+class CTCVocabulary:
+    """Tokens of an LLM that a few hours of speech suffice to teach.
+
+    An LLM's vocabulary has a token for nearly each word, and most words are heard once or never in a small corpus.
+    Its first merges make common words and syllables, of which all others consist; each is a token of the LLM.
+
+    Args:
+        tokenizer: of the LLM; a fast one with byte-level BPE.
+        num_merges: how many of its merges are used. SmolLM2 with 1500: 1.9 pieces a word, 5 a second of speech.
+
+    Attributes:
+        token_ids: the LLM's id of piece 1, 2, …; 0 is CTC's blank.
+
+    Raises:
+        ValueError: if the tokenizer is of another kind.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, num_merges: int) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        settings = json.loads(backend.to_str()) if backend is not None else {}
+        model = settings.get("model", {})
+        if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(settings.get("pre_tokenizer")):
+            raise ValueError(
+                f"{type(tokenizer).__name__} is not a byte-level BPE tokenizer, from whose merges CTC's pieces come; "
+                "take another LLM or another kind of connector"
+            )
+        model["merges"] = model["merges"][:num_merges]
+        self._tokenizer = Tokenizer.from_str(json.dumps(settings))
+        made = {"".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in model["merges"]}
+        pieces = [piece for piece in model["vocab"] if (len(piece) == 1 or piece in made) and _PIECE.fullmatch(piece)]
+        self.token_ids: list[int] = sorted(model["vocab"][piece] for piece in pieces)
+        self._number = {token_id: number for number, token_id in enumerate(self.token_ids, start=1)}
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def encode(self, words: str) -> list[int]:
+        """Spell lower-case words as piece numbers; a space is put in front, as before any word.
+
+        Raises:
+            ValueError: if anything but a to z, the apostrophe and single spaces is in `words`.
+        """
+        ids = self._tokenizer.encode(f" {words}", add_special_tokens=False).ids if words else []
+        if unknown := [token_id for token_id in ids if token_id not in self._number]:
+            raise ValueError(f"{words!r} holds {self._tokenizer.decode(unknown)!r}, which is no piece of a spoken word")
+        return [self._number[token_id] for token_id in ids]
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """Join pieces to words."""
+        return self._tokenizer.decode([self.token_ids[number - 1] for number in numbers]).strip()

@@ -1,0 +1,134 @@
+"""Shapes of connectors: SALMONN's windowed Q-Former and Ultravox's stacked MLP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import RecipeError
+from ..recipe import CTCCompressor, StackedMLP, WindowedQFormer
+from .shapes import Weight, layer_norm, linear
+
+
+@dataclass(frozen=True)
+class QFormerShape:
+    """Queries attend to one window of encoder frames at a time.
+
+    Attributes:
+        input_width: D, of speech and sound encoder together.
+        output_width: D_llm.
+        frames_per_window: K.
+        queries_per_window: Q.
+        tail: what becomes of a last window that is not full.
+        width, num_layers, num_heads, ffn_width: of the Q-Former.
+    """
+
+    input_width: int
+    output_width: int
+    frames_per_window: int
+    queries_per_window: int
+    tail: Literal["pad", "drop"]
+    width: int
+    num_layers: int
+    num_heads: int
+    ffn_width: int
+
+    def weights(self) -> list[Weight]:
+        """List the tensors; two encoders have a norm each, together as wide as the one here."""
+        D = self.width
+        listed = [
+            *layer_norm("norm", self.input_width),
+            Weight("query_tokens", (1, self.queries_per_window, D)),
+            *layer_norm("qformer.layernorm", D),
+        ]
+        for layer in range(self.num_layers):
+            for block, keys in (("attention", D), ("crossattention", self.input_width)):
+                at = f"qformer.encoder.layer.{layer}.{block}"
+                listed += linear(f"{at}.attention.query", D, D)
+                listed += linear(f"{at}.attention.key", keys, D)
+                listed += linear(f"{at}.attention.value", keys, D)
+                listed += linear(f"{at}.output.dense", D, D)
+                listed += layer_norm(f"{at}.output.LayerNorm", D)
+            at = f"qformer.encoder.layer.{layer}"
+            listed += linear(f"{at}.intermediate_query.dense", D, self.ffn_width)
+            listed += linear(f"{at}.output_query.dense", self.ffn_width, D)
+            listed += layer_norm(f"{at}.output_query.LayerNorm", D)
+        return [*listed, *linear("projection", D, self.output_width)]
+
+    def num_windows(self, num_frames: int) -> int:
+        """Count the windows W of T encoder frames."""
+        if self.tail == "pad":
+            return -(-num_frames // self.frames_per_window)
+        return max(1, num_frames // self.frames_per_window)
+
+    def num_tokens(self, num_frames: int) -> int:
+        """Count the audio tokens A of T encoder frames."""
+        return self.num_windows(num_frames) * self.queries_per_window
+
+
+@dataclass(frozen=True)
+class MLPShape:
+    """K frames side by side through a gated MLP.
+
+    Attributes:
+        input_width: D, of speech and sound encoder together.
+        output_width: D_llm.
+        frames_per_window: K.
+        width: of the MLP before its gate halves it.
+    """
+
+    input_width: int
+    output_width: int
+    frames_per_window: int
+    width: int
+
+    def weights(self) -> list[Weight]:
+        """List the tensors."""
+        stacked = self.input_width * self.frames_per_window
+        return [
+            Weight("norm_in.weight", (stacked,)),
+            *linear("linear_1", stacked, self.width, bias=False),
+            Weight("norm_mid.weight", (self.width // 2,)),
+            *linear("linear_2", self.width // 2, self.output_width, bias=False),
+            Weight("norm_out.weight", (self.output_width,)),
+        ]
+
+    def num_windows(self, num_frames: int) -> int:
+        """Count the stacks W of T encoder frames."""
+        return -(-num_frames // self.frames_per_window)
+
+    def num_tokens(self, num_frames: int) -> int:
+        """Count the audio tokens A of T encoder frames."""
+        return self.num_windows(num_frames)
+
+
+ConnectorShape = QFormerShape | MLPShape
+
+
+def read_connector(
+    section: WindowedQFormer | StackedMLP | CTCCompressor, input_width: int, output_width: int
+) -> ConnectorShape:
+    """Build the shape of a recipe's connector between encoders and LLM of these widths.
+
+    Raises:
+        RecipeError: if the planner does not know the kind.
+    """
+    match section:
+        case WindowedQFormer():
+            return QFormerShape(
+                input_width=input_width,
+                output_width=output_width,
+                frames_per_window=section.frames_per_window,
+                queries_per_window=section.queries_per_window,
+                tail=section.tail,
+                width=section.hidden_size,
+                num_layers=section.num_layers,
+                num_heads=section.num_heads,
+                ffn_width=section.intermediate_size,
+            )
+        case StackedMLP():
+            return MLPShape(input_width, output_width, section.stack, section.hidden_size)
+        case CTCCompressor():
+            raise RecipeError(
+                "model.connector: `stapes plan` cannot predict a ctc_compressor yet; `stapes run` measures it"
+            )

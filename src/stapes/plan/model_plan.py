@@ -1,0 +1,221 @@
+"""A recipe's models reduced to shapes: what they are made of and how it is stored, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..errors import RecipeError
+from ..recipe import MergeLora, Model, Quantize, Recipe
+from .configs import FoundConfig, read_config
+from .connector import ConnectorShape, read_connector
+from .encoders import (
+    ENCODER_FRAMES_PER_S,
+    FEATURE_FRAMES_PER_S,
+    BeatsShape,
+    SoundShape,
+    WhisperShape,
+    read_sound_shape,
+)
+from .llm import LLMShape
+from .shapes import Adapters, Quantization, Weight, count_parameters
+
+Part = Literal["speech_encoder", "sound_encoder", "connector", "language_model", "lora"]
+PARTS: tuple[Part, ...] = ("speech_encoder", "sound_encoder", "connector", "language_model", "lora")
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One variant of a recipe: a model folder that a run would make.
+
+    Attributes:
+        recipe: name of the recipe.
+        variant: name of the step that makes the folder.
+        speech, sound, connector, llm: shapes of the parts.
+        adapters: LoRA in the LLM, None without or after merging.
+        quantization: of the LLM's linears: the recipe's, or that of the checkpoint.
+        int8_skip: modules that stay as they are when the linears are stored as int8; None when they are not.
+        pad_audio_to_s: silence up to this length is encoded too.
+        dropped_layers: layers taken out after loading: (speech encoder, LLM).
+        sources: part → where its shape was read.
+        converted: parts whose files hold another dtype than float32, so that loading them makes copies.
+    """
+
+    recipe: str
+    variant: str
+    speech: WhisperShape
+    sound: SoundShape | None
+    connector: ConnectorShape
+    llm: LLMShape
+    adapters: Adapters | None = None
+    quantization: Quantization | None = None
+    int8_skip: tuple[str, ...] | None = None
+    pad_audio_to_s: float | None = None
+    dropped_layers: tuple[int, int] = (0, 0)
+    sources: tuple[tuple[str, str], ...] = ()
+    converted: tuple[Part, ...] = ()
+
+    def with_dropped(self, share: float) -> ModelPlan:
+        """Return the model with this share of the layers of speech encoder and LLM to be taken out after loading."""
+        return replace(self, dropped_layers=(round(share * self.speech.num_layers), round(share * self.llm.num_layers)))
+
+    def without_dropped(self) -> ModelPlan:
+        """Return the model as it is once the dropped layers are gone."""
+        speech, llm = self.dropped_layers
+        return replace(
+            self,
+            speech=replace(self.speech, num_layers=self.speech.num_layers - speech),
+            llm=replace(self.llm, num_layers=self.llm.num_layers - llm),
+            dropped_layers=(0, 0),
+        )
+
+    def num_feature_frames(self, audio_s: float) -> int:
+        """Count the log-mel frames F that are encoded for a clip, padding included."""
+        return int(max(audio_s, self.pad_audio_to_s or 0) * FEATURE_FRAMES_PER_S)
+
+    def num_frames(self, audio_s: float) -> int:
+        """Count the frames T that reach the connector: the longer of the two encoders' streams."""
+        frames = -(-self.num_feature_frames(audio_s) // 2)
+        return max(frames, self.sound.num_tokens(audio_s)) if self.sound else frames
+
+    def num_audio_tokens(self, audio_s: float) -> int:
+        """Count the audio tokens A of a clip."""
+        return self.connector.num_tokens(self.num_frames(audio_s))
+
+    @property
+    def audio_tokens_per_s(self) -> float:
+        """Audio tokens that a second of audio becomes, in the long run."""
+        queries = self.connector.num_tokens(self.connector.frames_per_window)
+        return ENCODER_FRAMES_PER_S / self.connector.frames_per_window * queries
+
+    def weights(self, *, split_experts: bool = False, vocab_size: int | None = None) -> dict[Part, list[Weight]]:
+        """List the tensors of each part in the order in which a model is moved to a device; LoRA apart."""
+        llm = self.llm.weights(split_experts=split_experts, vocab_size=vocab_size)
+        adapters = self.adapters
+        return {
+            "speech_encoder": self.speech.weights(),
+            "sound_encoder": self.sound.weights() if self.sound else [],
+            "connector": self.connector.weights(),
+            "language_model": llm,
+            "lora": [pair for weight in llm if adapters and adapters.fits(weight) for pair in adapters.weights(weight)],
+        }
+
+    def parameters(self) -> dict[str, int]:
+        """Count parameters by part and in `total`, tied tables once."""
+        counts: dict[str, int] = {part: count_parameters(weights) for part, weights in self.weights().items()}
+        return {**counts, "total": sum(counts.values())}
+
+    def is_int8(self, part: Part, weight: Weight) -> bool:
+        """Tell whether a weight is stored as int8: Linears of encoders and LLM whose name holds none of `int8_skip`.
+
+        A table that is tied to an int8 head is one with it, unless the family scales its embeddings (Gemma): then both
+        stay as they are.
+        """
+        if self.int8_skip is None or part not in ("speech_encoder", "sound_encoder", "language_model"):
+            return False
+        names = [f"{part}.{weight.name}"]
+        match weight.kind:
+            case "linear" | "head":
+                pass
+            case "embedding":
+                if not self.llm.tied or self.llm.family.scales_embeddings:
+                    return False
+                names.append(f"{part}.lm_head")
+            case _:
+                return False
+        return not any(skip in name for skip in self.int8_skip for name in names)
+
+
+def plan_models(recipe: Recipe) -> list[ModelPlan]:
+    """List the variants of a recipe: the model of its last stage, and what each step of compression makes of it.
+
+    Raises:
+        RecipeError: if a part is of a kind that the planner or the model cannot be.
+        WeightsError: if the shape of a model that the recipe names is nowhere to be found.
+    """
+    plan = _plan_trained(recipe)
+    plans = [plan]
+    # A stage's folder holds what was trained; compression writes whole folders, in float32.
+    plan = replace(plan, converted=())
+    for step in recipe.compress:
+        match step:
+            case MergeLora():
+                plan = replace(plan, variant=step.kind, adapters=None)
+            case Quantize():
+                plan = replace(plan, variant=step.kind, int8_skip=step.skip)
+        plans.append(plan)
+    return plans
+
+
+def _plan_trained(recipe: Recipe) -> ModelPlan:
+    model = recipe.model
+    found = {name: read_config(value) for name, value in _names(model).items()}
+    speech_config = found["speech_encoder"].values
+    if speech_config.get("model_type") != "whisper":
+        raise RecipeError(
+            f"{recipe.name}: model.speech_encoder: {model.speech_encoder} is a `{speech_config.get('model_type')}` "
+            "model; a speech encoder must be a Whisper"
+        )
+    speech = WhisperShape.from_config(speech_config)
+    sound = _read_sound(recipe, found.get("sound_encoder"))
+    llm = LLMShape.from_config(found["llm"].values, model.llm)
+    stages = list(recipe.train.values())
+    loras = [stage.lora for stage in stages if stage.lora]
+    quantizations = [stage.quantization for stage in stages if stage.quantization]
+    quantization = llm.quantization
+    if quantizations and quantization is None:
+        quantization = Quantization(quantizations[-1].kind, double_quant=quantizations[-1].double_quant)
+    width = speech.width + (sound.width if sound else 0)
+    return ModelPlan(
+        recipe=recipe.name,
+        variant=list(recipe.train)[-1],
+        speech=speech,
+        sound=sound,
+        connector=read_connector(model.connector, width, llm.width),
+        llm=llm,
+        adapters=Adapters(loras[-1].r, loras[-1].target_modules) if loras else None,
+        quantization=quantization,
+        pad_audio_to_s=model.pad_audio_to_s,
+        sources=tuple((part, config.source) for part, config in found.items()),
+        converted=tuple(_PART_OF[part] for part, config in found.items() if _is_half(config.values)),
+    )
+
+
+_PART_OF: dict[str, Part] = {
+    "speech_encoder": "speech_encoder",
+    "sound_encoder": "sound_encoder",
+    "llm": "language_model",
+}
+
+
+def _is_half(config: Mapping[str, Any]) -> bool:
+    return (config.get("dtype") or config.get("torch_dtype") or "float32") != "float32"
+
+
+def _names(model: Model) -> dict[str, str]:
+    names = {"speech_encoder": model.speech_encoder, "sound_encoder": model.sound_encoder, "llm": model.llm}
+    return {part: name for part, name in names.items() if name is not None}
+
+
+def _read_sound(recipe: Recipe, found: FoundConfig | None) -> SoundShape | None:
+    if found is None:
+        return None
+    sound = read_sound_shape(found.values)
+    if sound is None:
+        raise RecipeError(
+            f"{recipe.name}: model.sound_encoder: {recipe.model.sound_encoder} is a "
+            f"`{found.values.get('model_type')}` model; a sound encoder must be a BEATs or an EAT"
+        )
+    return sound
+
+
+def describe_parts(plan: ModelPlan) -> dict[str, Any]:
+    """Say in words what the parts are, JSON-ready."""
+    sound = {None: None, BeatsShape: "BEATs"}.get(type(plan.sound) if plan.sound else None, "EAT")
+    return {
+        "speech_encoder": f"Whisper, {plan.speech.num_layers} layers of {plan.speech.width}",
+        "sound_encoder": sound,
+        "connector": f"{type(plan.connector).__name__.removesuffix('Shape')}",
+        "llm": f"{plan.llm.model_type}, {plan.llm.num_layers} layers of {plan.llm.width}",
+    }

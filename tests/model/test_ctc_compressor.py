@@ -1,0 +1,164 @@
+"""What goes into which slot, counted by hand, and a connector that learns to hear three tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from stapes.model.configuration import ConnectorConfig, num_audio_tokens
+from stapes.model.connectors import build_connector
+from stapes.model.ctc_compressor import CTCCompressor, sound_slots, speech_slots
+
+D, D_LLM, C = 24, 40, 5
+
+
+def config(**changes: object) -> ConnectorConfig:
+    settings = {
+        "frames_per_window": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "num_ctc_tokens": C,
+    }
+    return ConnectorConfig(kind="ctc_compressor", **{**settings, **changes})  # type: ignore[arg-type]
+
+
+def random_connector(seed: int = 0) -> CTCCompressor:
+    torch.manual_seed(seed)
+    connector = build_connector(config(), D, D_LLM).eval()
+    assert isinstance(connector, CTCCompressor)
+    for parameter in connector.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return connector
+
+
+def logits_of(*best: int, height: float = 30.0) -> Tensor:
+    """Logits (1, S, 1 + C) that are sure of these tokens; 0 is the blank."""
+    return height * torch.nn.functional.one_hot(torch.tensor([best]), 1 + C).float()
+
+
+def all_real(num: int) -> Tensor:
+    return torch.ones(1, num, dtype=torch.bool)
+
+
+def test_each_run_of_one_token_is_a_slot() -> None:
+    logits = logits_of(0, 3, 3, 0, 3, 2, 0, 0)
+    weights, num_speech = speech_slots(logits, all_real(8), torch.tensor([6]))
+    assert num_speech.tolist() == [4 - 1]
+    expected = torch.zeros(6, 8)
+    expected[0, 1:3] = 0.5
+    expected[1, 4] = expected[2, 5] = 1
+    torch.testing.assert_close(weights[0], expected)
+
+
+def test_a_step_that_is_half_sure_counts_half() -> None:
+    logits = logits_of(3, 3)
+    logits[0, 1] = torch.tensor([0.0, -90, -90, 1e-3, -90, -90])  # blank and token 3 are alike, the token a hair ahead
+    weights, _ = speech_slots(logits, all_real(2), torch.tensor([2]))
+    torch.testing.assert_close(weights[0, 0], torch.tensor([2 / 3, 1 / 3]), atol=1e-3, rtol=0)
+
+
+def test_more_pieces_than_slots_share_them_and_one_slot_is_left_for_sound() -> None:
+    weights, num_speech = speech_slots(logits_of(1, 2, 1, 2, 1, 2), all_real(6), torch.tensor([4]))
+    assert num_speech.tolist() == [3]
+    expected = torch.zeros(4, 6)
+    for slot in range(3):
+        expected[slot, 2 * slot : 2 * slot + 2] = 0.5
+    torch.testing.assert_close(weights[0], expected)
+
+
+def test_a_clip_of_one_slot_holds_speech_if_there_is_any() -> None:
+    for best, count in ((3, 1), (0, 0)):
+        _, num_speech = speech_slots(logits_of(best), all_real(1), torch.tensor([1]))
+        assert num_speech.tolist() == [count]
+
+
+def test_padding_is_no_speech() -> None:
+    mask = torch.tensor([[True, True, False]])
+    weights, num_speech = speech_slots(logits_of(0, 2, 2), mask, torch.tensor([2]))
+    assert num_speech.tolist() == [1]
+    assert weights[0, 0].tolist() == [0, 1, 0]
+
+
+def test_sound_is_shared_out_evenly_to_the_slots_that_are_left() -> None:
+    mask = torch.tensor([[True] * 10 + [False] * 6, [True] * 16])
+    weights = sound_slots(mask, torch.tensor([2, 2]), torch.tensor([0, 1]), size=2)
+    assert torch.allclose(weights[0, 0], torch.tensor([0.2] * 5 + [0.0] * 11))
+    assert torch.allclose(weights[0, 1], torch.tensor([0.0] * 5 + [0.2] * 5 + [0.0] * 6))
+    assert weights[1, 0].tolist() == [0.0] * 16
+    assert torch.allclose(weights[1, 1], torch.full((16,), 1 / 16))
+
+
+@torch.no_grad()
+def test_a_slot_of_speech_is_the_embedding_of_what_was_heard() -> None:
+    connector = random_connector()
+    torch.nn.init.zeros_(connector.detail.weight)
+    torch.nn.init.zeros_(connector.head.weight)
+    connector.head.bias.copy_(logits_of(4)[0, 0])
+    tokens, mask = connector(torch.randn(1, 40, D), all_real(40))
+    assert mask.shape == (1, 5)
+    torch.testing.assert_close(tokens[0, 0], connector.token_embeddings.weight[3], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_tokens_do_not_depend_on_the_batch() -> None:
+    connector = random_connector()
+    lengths = [1, 4, 5, 8, 9, 51, 365]
+    frames = torch.full((len(lengths), 365, D), 9.0)  # padding that must not be heard
+    mask = torch.zeros(len(lengths), 365, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        frames[row, :length] = torch.randn(length, D, generator=torch.Generator().manual_seed(row))
+        mask[row, :length] = True
+    tokens, tokens_mask = connector(frames, mask)
+    counts = [num_audio_tokens(2 * length, 8, 1, "pad") for length in lengths]
+    assert tokens_mask.sum(dim=1).tolist() == counts == [1, 1, 1, 1, 2, 7, 46]
+    for row, length in enumerate(lengths):
+        alone, _ = connector(frames[row : row + 1, :length], mask[row : row + 1, :length])
+        torch.testing.assert_close(tokens[row, : counts[row]], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_it_learns_what_is_said_and_keeps_a_slot_for_sound() -> None:
+    """Three syllables of eight frames each with quiet between; the order is what CTC has to find out."""
+    torch.manual_seed(0)
+    connector = build_connector(config(dropout=0.0), D, D_LLM)
+    assert isinstance(connector, CTCCompressor)
+    sounds, quiet = torch.randn(3, D), torch.randn(D)
+    order = torch.tensor([[0, 1, 2], [2, 1, 0], [1, 1, 0], [2, 0, 2]])
+    clips = [torch.cat([piece for index in row for piece in (sounds[index], quiet)]) for row in order.tolist()]
+    frames = torch.stack(clips).unflatten(1, (6, D)).repeat_interleave(8, dim=1)
+    mask, labels = torch.ones(frames.shape[:2], dtype=torch.bool), order + 1
+    optimizer = torch.optim.AdamW(connector.parameters(), lr=3e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = connector.ctc_loss(frames, mask, labels)
+        loss.backward()
+        optimizer.step()
+    connector.eval()
+    assert connector.ctc_loss(frames, mask, labels).item() < 0.1
+    steps = connector.read(frames, mask)
+    _, num_speech = speech_slots(steps.logits, steps.mask, torch.full((4,), 6))
+    assert num_speech.tolist() == [3, 3, 3, 3]
+
+
+def test_gradients_reach_every_weight() -> None:
+    connector = random_connector().train()
+    with torch.no_grad():
+        connector.head.bias[2] = 1.0  # something is heard
+    frames = torch.randn(1, 40, D, requires_grad=True)
+    tokens, _ = connector(frames, all_real(40))
+    (tokens.pow(2).sum() + connector.ctc_loss(frames, all_real(40), torch.tensor([[1, 2]]))).backward()
+    assert frames.grad is not None
+    assert [name for name, parameter in connector.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_text_that_is_longer_than_its_clip_teaches_nothing() -> None:
+    connector = random_connector()
+    loss = connector.ctc_loss(torch.randn(1, 8, D), all_real(8), torch.tensor([[1, 2, 3]]))
+    assert float(loss) == 0.0
+
+
+def test_frames_of_another_encoder_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^encoder frames are 25 wide, the connector was built for 24$"):
+        random_connector()(torch.zeros(1, 20, D + 1), all_real(20))

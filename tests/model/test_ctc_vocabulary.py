@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from stapes.model.ctc_vocabulary import CTCVocabulary
+
+MERGES = [("t", "h"), ("Ġ", "th"), ("Ġth", "e"), ("T", "h"), ("c", "a"), ("Ġ", "ca"), ("Ġca", "t")]
+
+
+def make_tokenizer(pre_tokenizer: object | None = None) -> PreTrainedTokenizerFast:
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(merge) for merge in MERGES)]
+    tokenizer = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=MERGES))
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_words_become_pieces_of_the_first_merges_only() -> None:
+    tokenizer = make_tokenizer()
+    for num_merges, pieces in ((0, "Ġ t h e Ġ c a t"), (3, "Ġthe Ġ c a t"), (7, "Ġthe Ġcat")):
+        vocabulary = CTCVocabulary(tokenizer, num_merges)
+        numbers = vocabulary.encode("the cat")
+        ids = [vocabulary.token_ids[number - 1] for number in numbers]
+        assert tokenizer.convert_ids_to_tokens(ids) == pieces.split(" ")
+        assert vocabulary.decode(numbers) == "the cat"
+    assert tokenizer(" the cat")["input_ids"] == ids  # the LLM's own tokenizer still has all its merges
+
+
+def test_pieces_are_what_lower_case_words_consist_of() -> None:
+    # a to z, the apostrophe, the space, and all merges but `Th`.
+    assert len(CTCVocabulary(make_tokenizer(), 0)) == 28
+    assert len(CTCVocabulary(make_tokenizer(), 7)) == 28 + 6
+    with pytest.raises(ValueError, match="'The cat' holds 'T', which is no piece of a spoken word"):
+        CTCVocabulary(make_tokenizer(), 3).encode("The cat")
+    assert CTCVocabulary(make_tokenizer(), 3).encode("") == []
+
+
+def test_another_kind_of_tokenizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="is not a byte-level BPE tokenizer"):
+        CTCVocabulary(make_tokenizer(pre_tokenizers.Whitespace()), 3)

@@ -1,0 +1,161 @@
+"""From a recipe to shapes: where configurations are found, and what the variants of a recipe are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stapes.errors import RecipeError, WeightsError
+from stapes.plan import plan_models
+from stapes.plan.configs import read_config
+from stapes.plan.model_plan import ModelPlan
+from stapes.plan.published import PUBLISHED
+from stapes.plan.shapes import Adapters, Quantization
+from stapes.recipe import Recipe
+
+
+@pytest.fixture(autouse=True)
+def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Look into no cache of this machine; return the folder of a Hub cache of the test's own."""
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv("STAPES_CACHE", str(tmp_path / "stapes"))
+    return hub
+
+
+def recipe(**changes: Any) -> Recipe:
+    """A recipe of a Whisper, a SmolLM2 and an MLP; `changes` are its sections, merged into `model` and `tune`."""
+    model = {
+        "speech_encoder": "openai/whisper-base",
+        "llm": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "connector": {"kind": "stacked_mlp", "stack": 8, "hidden_size": 2048},
+        **changes.get("model", {}),
+    }
+    stage = {"data": {"none.jsonl": 1}, "max_steps": 1, **changes.get("tune", {})}
+    train = {"align": {"data": {"none.jsonl": 1}, "max_steps": 1}, "tune": stage}
+    return Recipe.model_validate({"name": "r", "model": model, "train": train, "compress": changes.get("compress", [])})
+
+
+LORA = {"trainable": ["connector", "lora"], "lora": {"r": 4, "target_modules": ["q_proj"]}}
+
+
+def write_config(folder: Path, **values: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**PUBLISHED["HuggingFaceTB/SmolLM2-135M"], **values}))
+    return folder
+
+
+def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "llm", num_hidden_layers=7)
+    plan = plan_models(recipe(model={"llm": str(folder)}))[0]
+    assert plan.llm.num_layers == 7
+    assert dict(plan.sources)["llm"] == str(folder / "config.json")
+
+
+def test_a_configuration_in_the_hubs_cache_is_read(no_caches: Path) -> None:
+    snapshot = no_caches / "models--my--llm" / "snapshots" / "0123"
+    write_config(snapshot, num_hidden_layers=9)
+    (no_caches / "models--my--llm" / "refs").mkdir()
+    (no_caches / "models--my--llm" / "refs" / "main").write_text("0123")
+    assert plan_models(recipe(model={"llm": "my/llm"}))[0].llm.num_layers == 9
+
+
+def test_the_table_is_the_last_resort_and_says_so() -> None:
+    found = read_config("meta-llama/Llama-3.2-3B-Instruct")
+    assert found.source == "published table"
+    assert found.values["hidden_size"] == 3072
+
+
+def test_a_name_nobody_knows_is_told_its_nearest() -> None:
+    with pytest.raises(WeightsError, match="did you mean `openai/whisper-large-v3-turbo`"):
+        read_config("openai/whisper-large-v3-trubo")
+    with pytest.raises(WeightsError, match="give a folder"):
+        read_config("nobody/knows-this")
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"config\.json is missing"):
+        read_config(str(tmp_path))
+
+
+def test_a_tokenizer_beside_the_configuration_is_counted(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "llm", vocab_size=64)
+    tokenizer = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 1}, {"id": 5}]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert plan_models(recipe(model={"llm": str(folder)}))[0].llm.tokenizer_length == 3
+
+
+def test_every_step_that_makes_a_folder_is_a_variant() -> None:
+    plans = plan_models(recipe(tune=LORA, compress=[{"kind": "merge_lora"}, {"kind": "quantize"}]))
+    assert [plan.variant for plan in plans] == ["tune", "merge_lora", "quantize"]
+    tuned, merged, quantised = plans
+    assert tuned.adapters == Adapters(4, ("q_proj",))
+    assert merged.adapters is None
+    assert quantised.int8_skip == ("connector",)
+    assert quantised.parameters() == merged.parameters()
+    assert tuned.parameters()["lora"] == 30 * 4 * (576 + 576)
+
+
+def int8_weights(plan: ModelPlan) -> set[str]:
+    parts = plan.weights().items()
+    return {f"{part}.{weight.name}" for part, weights in parts for weight in weights if plan.is_int8(part, weight)}
+
+
+def test_which_weights_become_int8() -> None:
+    stored = int8_weights(plan_models(recipe(compress=[{"kind": "quantize", "skip": ["connector", "fc1"]}]))[1])
+    assert "speech_encoder.layers.0.fc2.weight" in stored
+    assert "language_model.model.layers.29.mlp.up_proj.weight" in stored
+    # The table is one with the head, which is a Linear.
+    assert "language_model.model.embed_tokens.weight" in stored
+    assert not any("fc1" in name or "norm" in name or "bias" in name for name in stored)
+    assert not any(name.startswith("connector") for name in stored)
+
+
+@pytest.mark.parametrize(
+    ("llm", "skip", "table", "head"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M", ["lm_head"], False, None),
+        ("HuggingFaceTB/SmolLM2-135M", ["embed_tokens"], False, None),
+        ("google/gemma-3-270m", ["connector"], False, None),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", ["connector"], False, True),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", ["lm_head"], False, False),
+    ],
+)
+def test_heads_and_tables_that_stay_as_they_are(llm: str, skip: list[str], table: bool, head: bool | None) -> None:
+    stored = int8_weights(plan_models(recipe(model={"llm": llm}, compress=[{"kind": "quantize", "skip": skip}]))[1])
+    assert ("language_model.model.embed_tokens.weight" in stored) == table
+    assert ("language_model.lm_head.weight" in stored) == bool(head)
+    assert "language_model.model.layers.0.self_attn.q_proj.weight" in stored
+
+
+def test_quantisation_comes_from_the_recipe_or_the_checkpoint() -> None:
+    nf4 = {"quantization": {"bits": 4, "kind": "nf4", "double_quant": False}}
+    assert plan_models(recipe(tune=nf4))[0].quantization == Quantization("nf4", double_quant=False)
+    stored = plan_models(recipe(tune=nf4, model={"llm": "unsloth/Llama-3.2-1B-Instruct-bnb-4bit"}))[0]
+    assert stored.quantization == Quantization("nf4", is_stored=True)
+
+
+def test_a_stage_converts_what_its_files_hold_in_16_bits(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "llm", dtype="bfloat16")
+    tuned, merged = plan_models(recipe(model={"llm": str(folder)}, tune=LORA, compress=[{"kind": "merge_lora"}]))
+    assert tuned.converted == ("language_model",)
+    assert merged.converted == ()
+
+
+def test_parts_of_the_wrong_kind_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"r: model\.speech_encoder: .* is a `llama` model"):
+        plan_models(recipe(model={"speech_encoder": "HuggingFaceTB/SmolLM2-135M"}))
+    with pytest.raises(RecipeError, match=r"r: model\.sound_encoder: .* is a `whisper` model"):
+        plan_models(recipe(model={"sound_encoder": "openai/whisper-base"}))
+
+
+def test_dropped_layers_leave_the_model_smaller() -> None:
+    from dataclasses import replace
+
+    plan = replace(plan_models(recipe())[0], dropped_layers=(2, 10))
+    left: ModelPlan = plan.without_dropped()
+    assert (left.speech.num_layers, left.llm.num_layers) == (4, 20)
+    assert left.without_dropped() == left

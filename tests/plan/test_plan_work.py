@@ -1,0 +1,159 @@
+"""Operations are those that torch counts in the real model; bytes and audio tokens follow from shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stapes.plan.connector import MLPShape, QFormerShape
+from stapes.plan.encoders import BeatsShape, WhisperShape
+from stapes.plan.llm import LLMShape
+from stapes.plan.model_plan import ModelPlan
+from stapes.plan.own import Workload
+from stapes.plan.published import PUBLISHED
+from stapes.plan.shapes import Adapters, Quantization
+from stapes.plan.work import Attention, Linear, Stage, plan_stages
+
+LENGTH = 80
+
+
+def plan_of(model: Any, kind: str) -> ModelPlan:
+    """Plan the tiny model of conftest from its configuration."""
+    connector = model.config.connector_config
+    return ModelPlan(
+        recipe="tiny",
+        variant="tune",
+        speech=WhisperShape.from_config(model.config.speech_config.to_dict()),
+        sound=None,
+        connector=QFormerShape(32, 64, 17, 1, "pad", 32, 1, 2, 64)
+        if kind == "windowed_qformer"
+        else MLPShape(32, 64, connector.frames_per_window, connector.hidden_size),
+        llm=LLMShape.from_config(model.config.text_config.to_dict(), "tiny"),
+    )
+
+
+def count(call: Callable[[], Any]) -> tuple[int, Any]:
+    with FlopCounterMode(display=False) as counter:
+        result = call()
+    return counter.get_total_flops(), result
+
+
+def products(stage: Stage) -> int:
+    """Operations of matrix products; torch does not count its CPU kernel for attention, nor pointwise work."""
+    return sum(2 * op.rows * op.inputs * op.outputs * op.times for op in stage.ops if isinstance(op, Linear))
+
+
+@pytest.mark.parametrize("kind", ["windowed_qformer", "stacked_mlp"])
+def test_operations_are_those_of_the_real_model(kind: str, tiny_model_and_processor: Any) -> None:
+    model, _ = tiny_model_and_processor(kind)
+    model.requires_grad_(requires_grad=False)
+    counted = {}
+    with torch.no_grad():
+        encode = lambda: model.encode(torch.randn(1, 80, 1000), torch.ones(1, 1000, dtype=torch.long))  # noqa: E731
+        counted["encoder"], (frames, mask) = count(encode)
+        counted["connector"], audio = count(lambda: model.connect(frames, mask))
+        text = model.get_input_embeddings()(torch.zeros(1, LENGTH - len(audio), dtype=torch.long))
+        prompt = torch.cat([text, audio[None]], dim=1)
+        counted["prefill"], output = count(lambda: model(inputs_embeds=prompt, use_cache=True, logits_to_keep=1))
+        token = torch.zeros(1, 1, dtype=torch.long)
+        step = lambda: model(input_ids=token, cache=output.cache, use_cache=True, logits_to_keep=1)  # noqa: E731
+        counted["per_token"], _ = count(step)
+    plan = plan_of(model, kind)
+    assert plan.num_audio_tokens(10) == len(audio)
+    stages = plan_stages(plan, Workload(10, LENGTH - len(audio), 1))
+    if kind == "windowed_qformer":
+        # The Q-Former writes its attention out, as products that torch does count.
+        written_out = sum(
+            4 * op.queries * op.keys * op.heads * op.head_width for op in stages[1].ops if isinstance(op, Attention)
+        )
+        counted["connector"] -= written_out * (counted["connector"] > products(stages[1]))
+    assert {stage.name: products(stage) for stage in stages} == counted
+
+
+def test_attention_and_pointwise_work_count_too(tiny_model_and_processor: Any) -> None:
+    plan = plan_of(tiny_model_and_processor("stacked_mlp")[0], "stacked_mlp")
+    encoder = plan_stages(plan, Workload(10, 20, 1))[0]
+    attention = 2 * 4 * 500 * 500 * 32  # two layers, 500 frames, scores and mixing
+    pointwise = 1000 * 32 + 500 * 32 + 2 * (2 * 500 * 32 + 500 * 64 + 2 * 500 * 32)
+    assert encoder.flops() == products(encoder) + attention + pointwise
+
+
+def test_a_step_moves_every_weight_once() -> None:
+    llm = LLMShape.from_config(PUBLISHED["HuggingFaceTB/SmolLM2-135M"], "x")
+    plan = ModelPlan(
+        "x", "y", WhisperShape.from_config(PUBLISHED["openai/whisper-base"]), None, MLPShape(512, 576, 8, 2048), llm
+    )
+    work = Workload(10, 30, 1)
+    step = plan_stages(plan, work)[3]
+    weights = 134_515_008 - 61 * 576  # norms are read too, but not as weights of a product
+    float_bytes = step.moved_bytes("float32", None)
+    assert weights * 4 < float_bytes < weights * 4 * 1.03
+    assert float_bytes == 2 * step.moved_bytes("float16", None)
+    small = replace(plan, quantization=Quantization("nf4"))
+    head = 49_152 * 576
+    step = plan_stages(small, work)[3]
+    moved = step.moved_bytes("float16", small.quantization)
+    assert head * 2 + (weights - head) // 2 < moved < (head * 2 + (weights - head) // 2) * 1.08
+
+
+def test_work_follows_the_clip_and_blocks_of_30_s_do_not_see_each_other() -> None:
+    plan = ModelPlan(
+        "x",
+        "y",
+        WhisperShape.from_config(PUBLISHED["openai/whisper-tiny"]),
+        None,
+        MLPShape(384, 576, 8, 2048),
+        LLMShape.from_config(PUBLISHED["HuggingFaceTB/SmolLM2-135M"], "x"),
+    )
+
+    def encoder(audio_s: float, of: ModelPlan = plan) -> int:
+        return plan_stages(of, Workload(audio_s, 30, 1))[0].flops()
+
+    assert encoder(90) == 3 * encoder(30)
+    assert encoder(30) > 3.2 * encoder(10)  # attention grows with the square
+    padded = replace(plan, pad_audio_to_s=30.0)
+    assert encoder(10, padded) == encoder(30)
+    assert padded.num_audio_tokens(10) == plan.num_audio_tokens(30) == 188
+
+
+def test_a_step_attends_to_half_of_the_answer(tiny_model_and_processor: Any) -> None:
+    plan = plan_of(tiny_model_and_processor("stacked_mlp")[0], "stacked_mlp")
+    step = plan_stages(plan, Workload(10, 20, 16))[3]
+    assert [op.keys for op in step.ops if isinstance(op, Attention)] == [63 + 20 + 8]
+
+
+def test_audio_tokens_a_second() -> None:
+    llm = LLMShape.from_config(PUBLISHED["HuggingFaceTB/SmolLM2-135M"], "x")
+    whisper = WhisperShape.from_config(PUBLISHED["openai/whisper-base"])
+    mlp = ModelPlan("x", "y", whisper, None, MLPShape(512, 576, 8, 2048), llm)
+    assert mlp.audio_tokens_per_s == 6.25
+    salmonn = replace(mlp, sound=BeatsShape(), connector=QFormerShape(1280, 576, 17, 2, "drop", 768, 2, 12, 3072))
+    assert salmonn.audio_tokens_per_s == pytest.approx(2 * 50 / 17)
+    assert salmonn.num_frames(10) == 500  # the longer of 500 and 496
+    assert salmonn.num_audio_tokens(30) == 2 * 88
+
+
+def test_adapters_and_sound_encoders_are_work() -> None:
+    llm = LLMShape.from_config(PUBLISHED["HuggingFaceTB/SmolLM2-135M"], "x")
+    whisper = WhisperShape.from_config(PUBLISHED["openai/whisper-base"])
+    plan = ModelPlan("x", "y", whisper, None, MLPShape(512, 576, 8, 2048), llm)
+    adapted = replace(plan, adapters=Adapters(8, ("q_proj", "v_proj")))
+    before, after = (plan_stages(p, Workload(10, 30, 1))[3] for p in (plan, adapted))
+    assert products(after) - products(before) == 30 * 2 * 8 * (576 + 576 + 576 + 192)
+    assert dict(after.layers)["adapter"] == 60
+    heard = replace(plan, sound=BeatsShape(), connector=MLPShape(512 + 768, 576, 8, 2048))
+    assert plan_stages(heard, Workload(10, 30, 1))[0].flops() > plan_stages(plan, Workload(10, 30, 1))[0].flops() * 3
+
+
+def test_experts_that_are_met_are_read_once() -> None:
+    llm = LLMShape.from_config(PUBLISHED["allenai/OLMoE-1B-7B-0924"], "x")
+    whisper = WhisperShape.from_config(PUBLISHED["openai/whisper-base"])
+    plan = ModelPlan("x", "y", whisper, None, MLPShape(512, 2048, 8, 2048), llm)
+    step = plan_stages(plan, Workload(10, 30, 1))[3]
+    active = 50_304 * 2048 + 16 * (4 * 2048 * 2048 + 64 * 2048 + 8 * 3 * 2048 * 1024)
+    assert products(step) == 2 * active

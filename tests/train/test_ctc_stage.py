@@ -1,0 +1,112 @@
+"""A stage whose objective is CTC: what learns, from what, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from pydantic import ValidationError
+
+from stapes.data.collator import IGNORE, Example, collate_ctc
+from stapes.data.sample import load_manifest, transcript_of
+from stapes.errors import ManifestError
+from stapes.model import CTCVocabulary
+from stapes.recipe import Stage
+from stapes.train.stage import train_stage
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Four clips of two tones each, called a and b, and one of noise in which nothing is said."""
+    lines = []
+    for name, pitches in {"ab": (300, 900), "ba": (900, 300), "aa": (300, 300), "bb": (900, 900)}.items():
+        time_s = np.arange(6_400) / 16_000
+        gap = np.zeros(3_200)
+        tones = [part for pitch in pitches for part in (0.4 * np.sin(2 * np.pi * pitch * time_s), gap)]
+        soundfile.write(tmp_path / f"{name}.wav", np.concatenate(tones), 16_000)
+        lines.append({"id": name, "audio": f"{name}.wav", "target": " ".join(name).upper() + "."})
+    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 16_000), 16_000)
+    lines.append({"id": "noise", "audio": "noise.wav", "task": "audiocaption", "target": "a hiss"})
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "m.jsonl"
+
+
+def stage_of(manifest: Path, **changes: object) -> Stage:
+    settings = {
+        "objective": "ctc",
+        "data": {manifest: 1},
+        "valid": [manifest],
+        "max_steps": 40,
+        "learning_rate": 3e-3,
+        "per_device_train_batch_size": 5,
+        "save_steps": 20,
+        "logging_steps": 10,
+    }
+    return Stage.model_validate(settings | changes)
+
+
+def test_ctc_teaches_the_connector_alone(manifest, tmp_path, tiny_model_and_processor):
+    model, processor = tiny_model_and_processor("ctc_compressor")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stage = stage_of(manifest)
+    train_stage(model, processor, stage, name="hear", seed=0, folder=tmp_path / "hear", cache=tmp_path / "cache")
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    # What the LLM is told by has no part in what CTC hears.
+    idle = ("token_embeddings", "detail", "sound_in", "sound_out", "norm_sound")
+    learnt = {name for name in before if name.startswith("connector.") and name.split(".")[1] not in idle}
+    assert changed == learnt
+    lines = [json.loads(line) for line in (tmp_path / "hear/losses.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert losses[-1] < 0.7 * lines[0]["loss"]
+    assert all(np.isfinite(losses))
+
+
+def test_a_question_does_not_tell_what_is_said(manifest, tmp_path, tiny_model_and_processor):
+    line = {"id": "q", "audio": "ab.wav", "task": "qa", "prompt": "Is it?", "target": "yes"}
+    manifest.write_text(manifest.read_text() + json.dumps(line) + "\n")
+    assert [transcript_of(sample) for sample in load_manifest(manifest)] == ["A B.", "B A.", "A A.", "B B.", "", None]
+    model, processor = tiny_model_and_processor("ctc_compressor")
+    with pytest.raises(ManifestError, match="sample `q` is for qa and does not tell what is said"):
+        train_stage(
+            model, processor, stage_of(manifest), name="hear", seed=0, folder=tmp_path / "h", cache=tmp_path / "cache"
+        )
+
+
+def test_another_connector_cannot_learn_by_ctc(tiny_model_and_processor):
+    model, _ = tiny_model_and_processor("stacked_mlp")
+    with pytest.raises(ValueError, match="a stacked_mlp cannot learn by CTC; take a `ctc_compressor`"):
+        model.ctc_loss(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 80, 20))
+
+
+def test_the_llm_has_no_part_in_it(manifest):
+    with pytest.raises(ValidationError, match="the LLM has no part in `objective: ctc`; take lora out of `trainable`"):
+        stage_of(manifest, trainable=["connector", "lora"], lora={"r": 4})
+
+
+def test_transcripts_are_spelt_in_pieces(tiny_tokenizer):
+    vocabulary = CTCVocabulary(tiny_tokenizer, 0)
+    frames = torch.zeros(4, 8)
+    batch = collate_ctc([Example("", "", encoder_frames=frames, transcript=text) for text in ("A b.", "")], vocabulary)
+    rows = batch["labels"].tolist()
+    assert [vocabulary.decode([number for number in row if number != IGNORE]) for row in rows] == ["a b", ""]
+    assert [row[0] for row in rows] == [IGNORE, IGNORE]
+    assert batch["encoder_frames"].shape == (2, 4, 8)
+    with pytest.raises(ValueError, match="has no transcript"):
+        collate_ctc([Example("", "yes", encoder_frames=frames)], vocabulary)
+
+
+def test_the_loss_is_a_mean_over_the_pieces_of_all_batches(tiny_model_and_processor):
+    model, _ = tiny_model_and_processor("ctc_compressor")
+    labels = torch.tensor([[IGNORE, 3, 5, IGNORE], [IGNORE, 7, 2, 9]])
+    frames, mask = torch.randn(2, 60, 32), torch.ones(2, 60, dtype=torch.bool)
+    whole = model.ctc_loss(labels, encoder_frames=frames, encoder_frames_mask=mask)
+    parts = [
+        model.ctc_loss(labels[[i]], encoder_frames=frames[[i]], encoder_frames_mask=mask[[i]], num_items_in_batch=5)
+        for i in range(2)
+    ]
+    torch.testing.assert_close(sum(parts), whole)
