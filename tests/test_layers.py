@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"errors", "files", "model"},
     "parts": {"errors", "files", "weights", "model"},
     "assembly": _LOADING,
-    "convert": {*_LOADING, "assembly"},
+    "convert": {*_LOADING, "assembly", "environment"},
     "inference": {*_LOADING, "assembly"},
     "train": {*_LOADING, "recipe", "assembly", "environment"},
     "compress": {*_LOADING, "recipe", "assembly", "environment"},

@@ -104,8 +104,10 @@ def time_generate(
     now = _clock(model.device)
     started = now()
     inputs = processor.prepare([waveform], [instruction]).to(model.device)
-    # No token has the id -1: transformers then generates until max_new_tokens.
-    output = cast(Any, model).generate(**inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1)
+    # No token has the id -1, and no text ends it: transformers then generates until max_new_tokens.
+    output = cast(Any, model).generate(
+        **inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, stop_strings=None
+    )
     ended = now()
     return ended - started, output[0, inputs["input_ids"].shape[1] :].tolist()
 
