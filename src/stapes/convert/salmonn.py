@@ -182,7 +182,8 @@ def _connector(tensors: Mapping[str, Any], settings: Mapping[str, Any], path: Pa
             ),
         )
     except (StrictDataclassError, ValueError) as error:
-        raise WeightsError(f"{path}: its tensors make no Q-Former of {_NUM_HEADS} heads: {error}") from error
+        reason = error.__cause__ or error  # without the name of the validator, where there was one
+        raise WeightsError(f"{path}: its tensors make no Q-Former of {_NUM_HEADS} heads: {reason}") from error
 
 
 def _size(tensors: Mapping[str, Any], name: str, dimension: int, otherwise: int) -> int:
