@@ -11,8 +11,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ClapAudioConfig,
+    ClapFeatureExtractor,
     GenerationConfig,
     LlamaConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -26,10 +31,12 @@ from stapes.model import (
     ConnectorConfig,
     EatConfig,
     EatFeatureExtractor,
+    SoundTowerFeatureExtractor,
     StapesConfig,
     StapesFeatureExtractor,
     StapesForConditionalGeneration,
     StapesProcessor,
+    describe_tower,
 )
 
 ModelFactory = Callable[..., tuple[StapesForConditionalGeneration, StapesProcessor]]
@@ -66,7 +73,7 @@ def make_model_and_processor(
     seed: int = 0,
     pad_audio_to_s: float | None = None,
     tail: Literal["pad", "drop"] = "pad",
-    sound: Literal["beats", "eat"] | None = None,
+    sound: Literal["beats", "eat", "ast", "clap"] | None = None,
 ) -> tuple[StapesForConditionalGeneration, StapesProcessor]:
     """Build a model of 0.2 M parameters in eval mode, and its processor.
 
@@ -137,7 +144,39 @@ def make_model_and_processor(
     return model, processor
 
 
-# Of each kind the sizes of the encoder and the settings of its front end; both are 24 wide.
+# Audio models of transformers, 24 wide, and the settings of their front ends; blocks of 1.28 and 2 s.
+TOWERS: list[tuple[str, tuple[PreTrainedConfig, dict]]] = [
+    (
+        "ast",
+        (
+            ASTConfig(
+                hidden_size=24,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=48,
+                max_length=128,
+                num_mel_bins=32,
+                initializer_range=0.5,
+            ),
+            ASTFeatureExtractor(num_mel_bins=32, max_length=128).to_dict(),
+        ),
+    ),
+    (
+        "clap",
+        (
+            ClapAudioConfig(
+                spec_size=64,
+                window_size=2,
+                num_mel_bins=16,
+                depths=[1, 1],
+                num_attention_heads=[2, 2],
+                patch_embeds_hidden_size=12,
+            ),
+            ClapFeatureExtractor(feature_size=16, max_length_s=2).to_dict(),
+        ),
+    ),
+]
+# Of each kind the sizes of the encoder and the settings of its front end; all are 24 wide.
 SOUND_ENCODERS: dict[str, tuple[dict, dict]] = {
     "beats": (
         BeatsConfig(
@@ -157,6 +196,10 @@ SOUND_ENCODERS: dict[str, tuple[dict, dict]] = {
         EatConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48).to_dict(),
         EatFeatureExtractor().to_dict(),
     ),
+    **{
+        name: (describe_tower(*tower).to_dict(), SoundTowerFeatureExtractor(tower[1]).to_dict())
+        for name, tower in TOWERS
+    },
 }
 
 

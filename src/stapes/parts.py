@@ -11,12 +11,29 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, WhisperConfig
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    ClapAudioModel,
+    PreTrainedModel,
+    WhisperConfig,
+)
 
 from . import weights
 from .errors import ModelFolderError, StapesError
 from .files import read_json
-from .model import BeatsFeatureExtractor, EatFeatureExtractor, StapesConfig, StapesFeatureExtractor
+from .model import (
+    TOWER_TYPES,
+    BeatsFeatureExtractor,
+    EatFeatureExtractor,
+    SoundTower,
+    SoundTowerFeatureExtractor,
+    StapesConfig,
+    StapesFeatureExtractor,
+    describe_tower,
+)
 from .model.speech_encoder import SpeechEncoder
 
 
@@ -55,18 +72,33 @@ def _load_speech_encoder(
 
 
 def _load_sound_encoder(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a BEATs or an EAT, and the settings of its front end."""
+    """Load a BEATs, an EAT or an audio model of transformers, and the settings of its front end."""
     folder = weights.resolve(name)
     front_ends = {"stapes_beats": BeatsFeatureExtractor, "stapes_eat": EatFeatureExtractor}
     model_type = read_object(folder / "config.json").get("model_type")
+    if model_type in TOWER_TYPES or model_type == "clap":
+        return _load_sound_tower(name, folder, dtype)
     if model_type not in front_ends:
         raise ModelFolderError(
             f"{name}: is a `{model_type}` model; a sound encoder must be a BEATs or an EAT, of which `stapes convert "
-            "beats` and `stapes convert eat` make folders"
+            f"beats` and `stapes convert eat` make folders, or one of {', '.join(['clap', *TOWER_TYPES])}"
         )
     with reading(name):
         front_end = front_ends[model_type].from_pretrained(folder)
     return load_strictly(AutoModel, name, folder, dtype=dtype), front_end.to_dict()
+
+
+def _load_sound_tower(name: str, folder: Path, dtype: torch.dtype) -> tuple[SoundTower, dict[str, Any]]:
+    with reading(name):
+        front_end = AutoFeatureExtractor.from_pretrained(folder).to_dict()
+        config = AutoConfig.from_pretrained(folder)
+        described = describe_tower(getattr(config, "audio_config", config), front_end)
+    is_clap = described.tower_config.model_type == "clap_audio_model"
+    settings: dict[str, Any] = {"key_mapping": {r"^audio_model\.": ""}} if is_clap else {}
+    tower = load_strictly(
+        ClapAudioModel if is_clap else AutoModel, name, folder, config=described.tower_config, dtype=dtype, **settings
+    )
+    return SoundTower(described, tower), SoundTowerFeatureExtractor(front_end).to_dict()
 
 
 def load_language_model(name: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -29,14 +29,17 @@ def clips(speech_like: Waveforms) -> list[np.ndarray]:
     return [speech_like(duration_s, seed) for seed, duration_s in enumerate(DURATIONS_S)]
 
 
-@pytest.fixture(
-    params=[
-        ("windowed_qformer", "beats"),
-        ("windowed_qformer", "eat"),
-        ("stacked_mlp", "beats"),
-        ("ctc_compressor", "eat"),
-    ]
-)
+PAIRS = [
+    ("windowed_qformer", "beats"),
+    ("windowed_qformer", "eat"),
+    ("stacked_mlp", "beats"),
+    ("ctc_compressor", "eat"),
+    ("windowed_qformer", "ast"),
+    ("stacked_mlp", "clap"),
+]
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
 def lm(request: pytest.FixtureRequest, tiny_model_and_processor: ModelFactory) -> AudioLM:
     kind, sound = request.param
     return AudioLM(*tiny_model_and_processor(kind, sound=sound))

@@ -19,6 +19,7 @@ from transformers import (
 from .beats import BeatsFeatureExtractor
 from .configuration import num_audio_tokens
 from .eat import EatFeatureExtractor
+from .sound_tower import SoundTowerFeatureExtractor
 
 MIN_SAMPLES = 400
 """One 25 ms analysis window at 16 kHz; shorter clips hold no frame."""
@@ -109,15 +110,22 @@ class StapesFeatureExtractor(WhisperFeatureExtractor):
         return features["input_features"][0]
 
 
-def _sound_front_end(settings: dict[str, Any]) -> BeatsFeatureExtractor | EatFeatureExtractor:
+def _sound_front_end(
+    settings: dict[str, Any],
+) -> BeatsFeatureExtractor | EatFeatureExtractor | SoundTowerFeatureExtractor:
     kind = settings.get("feature_extractor_type")
     match kind:
         case "BeatsFeatureExtractor":
             return BeatsFeatureExtractor(**settings)
         case "EatFeatureExtractor":
             return EatFeatureExtractor(**settings)
+        case "SoundTowerFeatureExtractor":
+            return SoundTowerFeatureExtractor(**settings)
         case _:
-            raise ValueError(f"sound: the front end is {kind!r}; wanted BeatsFeatureExtractor or EatFeatureExtractor")
+            raise ValueError(
+                f"sound: the front end is {kind!r}; wanted BeatsFeatureExtractor, EatFeatureExtractor or "
+                "SoundTowerFeatureExtractor"
+            )
 
 
 class StapesProcessor(ProcessorMixin):
