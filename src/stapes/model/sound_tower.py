@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: it would turn types into texts, which `strict` does not check.
 
+import copy
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -184,7 +185,8 @@ def describe_tower(tower_config: PreTrainedConfig, front_end: dict[str, Any]) ->
         raise ValueError(f"is a `{tower_config.model_type}` model; wanted one of {', '.join(TOWER_TYPES)}")
     if kind != wanted:
         raise ValueError(f"its front end is a {kind}, that of a `{tower_config.model_type}` is a {wanted}")
-    config: Any = tower_config
+    # A copy: a composite configuration clears the attention implementation of those it is given.
+    config: Any = copy.deepcopy(tower_config)
     match tower_config.model_type:
         case "audio-spectrogram-transformer":
             block = config.max_length

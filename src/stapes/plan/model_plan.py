@@ -205,7 +205,7 @@ def _read_sound(recipe: Recipe, found: FoundConfig | None) -> SoundShape | None:
     if sound is None:
         raise RecipeError(
             f"{recipe.name}: model.sound_encoder: {recipe.model.sound_encoder} is a "
-            f"`{found.values.get('model_type')}` model; a sound encoder must be a BEATs or an EAT"
+            f"`{found.values.get('model_type')}` model; only of a BEATs or an EAT the shapes are known here"
         )
     return sound
 
