@@ -173,8 +173,9 @@ def file_bytes(folder: Path) -> int:
     """
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if (folder / TRAINED_FILE).exists():
-        for source in (read_json(folder / "config.json").get("sources") or {}).values():
-            total += sum(path.stat().st_size for path in weights.resolve(source).glob("*.safetensors"))
+        sources = read_json(folder / "config.json").get("sources") or {}
+        for base in _find_base(folder, sources).values():
+            total += sum(path.stat().st_size for path in base.glob("*.safetensors"))
     return total
 
 
@@ -286,9 +287,9 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
         raise ModelFolderError(
             f"{folder}: config.json names no `sources` for the weights that {TRAINED_FILE} leaves out"
         )
-    _check_base(folder, config.sources)
-    speech, sound, _ = load_encoders(config.sources, None, dtype)
-    language_model = load_language_model(config.sources["llm"], dtype)
+    base = _find_base(folder, config.sources)
+    speech, sound, _ = load_encoders({part: str(found) for part, found in base.items()}, None, dtype)
+    language_model = load_language_model(str(base["llm"]), dtype)
     with reading(folder):
         model = StapesForConditionalGeneration(config, speech, language_model, sound)
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -303,18 +304,20 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
     return model
 
 
-def _check_base(folder: Path, sources: dict[str, str]) -> None:
-    """Raise if a name leads to other weights than those the trained part was trained on."""
-    if not (folder / BASE_FILE).exists():
-        return
-    for part, was in read_object(folder / BASE_FILE).items():
-        found = weights.resolve(sources[part])
+def _find_base(folder: Path, sources: dict[str, str]) -> dict[str, Path]:
+    """Find the weights that a trained part leaves out; raise if a name leads to others than it was trained on."""
+    noted = read_object(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
+    base: dict[str, Path] = {}
+    for part, name in sources.items():
+        was = noted.get(part)
+        base[part] = found = weights.resolve_again(name, was["source"] if was else {})
         origin = weights.source(found)
         # A Hub revision or a pinned mirror is what it says; only folders have to be read to know them.
-        if origin["from"] != "folder" and {**origin, "date": 0} == {**was["source"], "date": 0}:
+        if not was or (origin["from"] != "folder" and {**origin, "date": 0} == {**was["source"], "date": 0}):
             continue
         if weights.describe(found)["sha256"] != was["sha256"]:
             raise ModelFolderError(
-                f"{folder}: was trained on other weights of `{sources[part]}` than those in {found}; get them back, or "
+                f"{folder}: was trained on other weights of `{name}` than those in {found}; get them back, or "
                 f"delete {BASE_FILE} to use what is there, knowing that answers will differ"
             )
+    return base
