@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,14 @@ import straight_line
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, WhisperFeatureExtractor
+from transformers import AutoTokenizer, LlamaConfig, WhisperConfig, WhisperFeatureExtractor
 
 from stapes.assembly import load_model
 from stapes.convert.folders import convert_beats, convert_salmonn
+from stapes.convert.salmonn import theirs_of_salmonn
 from stapes.errors import WeightsError
 from stapes.inference import AudioLM
+from stapes.model import BeatsConfig, ConnectorConfig, StapesConfig, StapesForConditionalGeneration
 
 HIDDEN, INTERMEDIATE, SPEECH, SOUND, LLM = 48, 80, 32, 8, 64
 BEATS_CFG = {
@@ -238,6 +241,52 @@ def test_the_logits_are_those_of_the_published_architecture(
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     assert float(expected.std()) > 1
+
+
+def test_the_published_size_has_the_published_layout() -> None:
+    """SALMONN-3B: Whisper-large-v2, BEATs, Llama-3.2-3B; 27,498,240 weights learn."""
+    config = StapesConfig(
+        speech_config=WhisperConfig(d_model=1280, encoder_layers=1, encoder_attention_heads=20, encoder_ffn_dim=5120),
+        text_config=LlamaConfig(
+            hidden_size=3072,
+            intermediate_size=8192,
+            num_hidden_layers=28,
+            num_attention_heads=24,
+            num_key_value_heads=8,
+            head_dim=128,
+            vocab_size=128_256,
+            tie_word_embeddings=True,
+        ),
+        sound_config=BeatsConfig(num_hidden_layers=1),
+        connector_config=ConnectorConfig(frames_per_window=17, tail="drop"),
+    )
+    with torch.device("meta"):
+        model = StapesForConditionalGeneration(config)
+        model.add_lora(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"])
+    shapes = {
+        theirs: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if (theirs := theirs_of_salmonn(name)) is not None
+    }
+    assert sum(math.prod(shape) for shape in shapes.values()) == 27_498_240
+    layer = "speech_Qformer.bert.encoder.layer.1"
+    expected = {
+        "speech_query_tokens": (1, 1, 768),
+        "ln_speech.weight": (1280,),
+        "ln_audio.bias": (768,),
+        "speech_Qformer.bert.embeddings.LayerNorm.weight": (768,),
+        f"{layer}.attention.self.query.weight": (768, 768),
+        f"{layer}.attention.output.LayerNorm.bias": (768,),
+        f"{layer}.crossattention.self.key.weight": (768, 2048),
+        f"{layer}.crossattention.output.dense.weight": (768, 768),
+        f"{layer}.intermediate_query.dense.weight": (3072, 768),
+        f"{layer}.output_query.dense.weight": (768, 3072),
+        f"{layer}.output_query.LayerNorm.weight": (768,),
+        "speech_llama_proj.weight": (3072, 768),
+        "llama_model.base_model.model.model.layers.27.self_attn.q_proj.lora_A.default.weight": (8, 3072),
+        "llama_model.base_model.model.model.layers.27.self_attn.v_proj.lora_B.default.weight": (1024, 8),
+    }
+    assert {name: shapes[name] for name in expected} == expected
 
 
 def test_what_has_no_place_is_listed_with_the_reason(files: Files, tmp_path: Path) -> None:
