@@ -11,8 +11,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ClapAudioConfig,
+    ClapFeatureExtractor,
     GenerationConfig,
     LlamaConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -21,11 +26,17 @@ from transformers import (
 
 from stapes.bench.protocols import speech_shaped_noise
 from stapes.model import (
+    BeatsConfig,
+    BeatsFeatureExtractor,
     ConnectorConfig,
+    EatConfig,
+    EatFeatureExtractor,
+    SoundTowerFeatureExtractor,
     StapesConfig,
     StapesFeatureExtractor,
     StapesForConditionalGeneration,
     StapesProcessor,
+    describe_tower,
 )
 
 ModelFactory = Callable[..., tuple[StapesForConditionalGeneration, StapesProcessor]]
@@ -62,6 +73,7 @@ def make_model_and_processor(
     seed: int = 0,
     pad_audio_to_s: float | None = None,
     tail: Literal["pad", "drop"] = "pad",
+    sound: Literal["beats", "eat", "ast", "clap"] | None = None,
 ) -> tuple[StapesForConditionalGeneration, StapesProcessor]:
     """Build a model of 0.2 M parameters in eval mode, and its processor.
 
@@ -111,6 +123,7 @@ def make_model_and_processor(
             pad_token_id=pad,
         ),
         connector_config=connector,
+        sound_config=SOUND_ENCODERS[sound][0] if sound else None,
         audio_token_id=audio,
         tie_word_embeddings=False,
     )
@@ -120,7 +133,7 @@ def make_model_and_processor(
         bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, suppress_tokens=[audio]
     )
     processor = StapesProcessor(
-        StapesFeatureExtractor(pad_to_s=pad_audio_to_s),
+        StapesFeatureExtractor(pad_to_s=pad_audio_to_s, sound=SOUND_ENCODERS[sound][1] if sound else None),
         tokenizer,
         audio_token=AUDIO,
         prompt_template=PROMPT,
@@ -129,6 +142,65 @@ def make_model_and_processor(
         tail=connector.tail,
     )
     return model, processor
+
+
+# Audio models of transformers, 24 wide, and the settings of their front ends; blocks of 1.28 and 2 s.
+TOWERS: list[tuple[str, tuple[PreTrainedConfig, dict]]] = [
+    (
+        "ast",
+        (
+            ASTConfig(
+                hidden_size=24,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=48,
+                max_length=128,
+                num_mel_bins=32,
+                initializer_range=0.5,
+            ),
+            ASTFeatureExtractor(num_mel_bins=32, max_length=128).to_dict(),
+        ),
+    ),
+    (
+        "clap",
+        (
+            ClapAudioConfig(
+                spec_size=64,
+                window_size=2,
+                num_mel_bins=16,
+                depths=[1, 1],
+                num_attention_heads=[2, 2],
+                patch_embeds_hidden_size=12,
+            ),
+            ClapFeatureExtractor(feature_size=16, max_length_s=2).to_dict(),
+        ),
+    ),
+]
+# Of each kind the sizes of the encoder and the settings of its front end; all are 24 wide.
+SOUND_ENCODERS: dict[str, tuple[dict, dict]] = {
+    "beats": (
+        BeatsConfig(
+            patch_embedding_size=8,
+            hidden_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=48,
+            conv_kernel=8,
+            conv_groups=2,
+            num_buckets=16,
+            max_distance=40,
+        ).to_dict(),
+        BeatsFeatureExtractor().to_dict(),
+    ),
+    "eat": (
+        EatConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48).to_dict(),
+        EatFeatureExtractor().to_dict(),
+    ),
+    **{
+        name: (describe_tower(*tower).to_dict(), SoundTowerFeatureExtractor(tower[1]).to_dict())
+        for name, tower in TOWERS
+    },
+}
 
 
 def save_parts(folder: Path) -> None:
@@ -156,7 +228,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny_model_and_processor() -> ModelFactory:
-    """Factory `(kind="windowed_qformer", *, seed=0, pad_audio_to_s=None, tail="pad") -> (model, processor)`."""
+    """Factory `(kind="windowed_qformer", *, seed=0, pad_audio_to_s=None, tail="pad", sound=None) -> (…)`."""
     return make_model_and_processor
 
 

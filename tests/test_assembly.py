@@ -25,11 +25,11 @@ from transformers import (
     WhisperModel,
 )
 
-from stapes import assembly
 from stapes.assembly import build, file_bytes, load_model, part_of, save_model
 from stapes.errors import ModelFolderError, StapesError, WeightsError
 from stapes.model import ConnectorConfig, StapesForConditionalGeneration, StapesProcessor
 from stapes.model.speech_encoder import SpeechEncoder
+from stapes.parts import load_language_model
 
 Waveforms = Callable[[float, int], np.ndarray]
 ModelFactory = Callable[..., tuple[StapesForConditionalGeneration, StapesProcessor]]
@@ -148,8 +148,9 @@ def test_only_the_connector_is_drawn(parts: Path) -> None:
     assert different == {"connector"}
 
 
-def test_a_dtype_is_for_all_parts(parts: Path) -> None:
-    model, processor = build_from(parts, dtype=torch.bfloat16)
+def test_a_dtype_is_for_all_parts(parts: Path, tmp_path: Path) -> None:
+    save_model(*build_from(parts), tmp_path / "model", trained_only=True)
+    model, processor = load_model(tmp_path / "model", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert logits_of(model, processor, lambda duration_s, _: np.zeros(int(16_000 * duration_s))).dtype == torch.bfloat16
 
@@ -250,7 +251,7 @@ def test_parts_in_each_others_place(parts: Path, tiny_model_folder: Path) -> Non
     with pytest.raises(
         ModelFolderError, match=r"whisper: is a `whisper` model; the LLM must be one that reads text alone$"
     ):
-        assembly._load_language_model(whisper, torch.float32)
+        load_language_model(whisper, torch.float32)
     with pytest.raises(
         ModelFolderError, match=r"tiny: is a `stapes` model; the LLM must be one that reads text alone$"
     ):

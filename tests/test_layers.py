@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "stapes"
 MODULES = sorted(SOURCE.rglob("*.py"))
 SIZED = MODULES + sorted((ROOT / "benchmarks").rglob("*.py"))
 
-_LOADING = {"errors", "files", "weights", "model", "data"}
+_LOADING = {"errors", "files", "weights", "model", "data", "parts"}
 _MEASURING = {"errors", "files", "environment", "data", "model", "assembly", "inference"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -24,9 +24,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"errors", "files"},
     "weights": {"errors", "files"},
     "model": set(),
-    "convert": {"errors", "files", "model"},
     "data": {"errors", "files", "model"},
+    "parts": {"errors", "files", "weights", "model"},
     "assembly": _LOADING,
+    "convert": {*_LOADING, "assembly", "environment"},
     "streaming": {"model"},
     "inference": {*_LOADING, "assembly", "defaults", "streaming"},
     "train": {*_LOADING, "recipe", "assembly", "environment"},

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Literal, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, WhisperConfig
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from . import weights
-from .errors import ModelFolderError, StapesError
+from .errors import ModelFolderError
 from .files import read_json, write_json
 from .model import (
     ConnectorConfig,
@@ -34,7 +33,7 @@ from .model import (
 )
 from .model.connectors import CTCCompressor, StackedMLP
 from .model.ctc_vocabulary import CTCVocabulary
-from .model.speech_encoder import SpeechEncoder
+from .parts import load_encoders, load_language_model, load_strictly, read_object, reading, refuse
 
 TRAINED_FILE = "trained.safetensors"
 BASE_FILE = "base_weights.json"
@@ -48,59 +47,56 @@ def build(
     llm: str,
     connector: ConnectorConfig,
     *,
+    sound_encoder: str | None = None,
     prompt: str = "chat",
     audio_token: str | None = None,
     pad_audio_to_s: float | None = None,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[StapesForConditionalGeneration, StapesProcessor]:
-    """Join a Whisper encoder and a causal LM with a fresh connector.
+    """Join a Whisper encoder, maybe a sound encoder, and a causal LM with a fresh connector; all in float32.
 
     Args:
         speech_encoder, llm: Hub ids or folders, see `weights.resolve`.
         connector: its shape; the weights are drawn with `seed`.
+        sound_encoder: a folder of a BEATs or an EAT, as `stapes convert` writes them.
         prompt: `chat` (the LLM's chat template), `plain` (SALMONN's USER/ASSISTANT), or a text with `{audio}` and
             `{instruction}` that ends where the answer begins.
         audio_token: a token of the LLM's vocabulary that text never uses; found by itself for families we know.
-        pad_audio_to_s: pad every clip with silence to this length, as Whisper does with 30.
-        dtype: of all weights.
+        pad_audio_to_s: pad every clip with silence to this length, as Whisper does with 30. A sound encoder still
+            hears the clip alone; its frames are padded with zeros, as SALMONN does.
 
     Raises:
         WeightsError: if weights cannot be found.
-        ModelFolderError: if the speech encoder is not a Whisper, the LLM not a decoder, its tokenizer has no token to
-            spare or no chat template, or weights are missing or damaged.
+        ModelFolderError: if the speech encoder is not a Whisper, the sound encoder no BEATs or EAT, the LLM not a
+            decoder, its tokenizer has no token to spare or no chat template, or weights are missing or damaged.
     """
-    encoder, feature_extractor = _load_speech_encoder(speech_encoder, pad_audio_to_s, dtype)
-    with _reading(llm):
+    sources = {"speech_encoder": speech_encoder, "llm": llm}
+    if sound_encoder is not None:
+        sources["sound_encoder"] = sound_encoder
+    speech, sound, feature_extractor = load_encoders(sources, pad_audio_to_s, torch.float32)
+    with reading(llm):
         tokenizer = AutoTokenizer.from_pretrained(weights.resolve(llm))
     audio_token = _reserve_tokens(llm, tokenizer, audio_token)
     try:
-        processor = StapesProcessor(
-            feature_extractor,
-            tokenizer,
-            audio_token=audio_token,
-            prompt_template=_prompt_template(prompt, tokenizer),
-            frames_per_window=connector.frames_per_window,
-            queries_per_window=connector.queries_per_window,
-            tail=connector.tail,
-        )
+        template = _prompt_template(prompt, tokenizer)
+        processor = _build_processor(feature_extractor, tokenizer, audio_token, template, connector)
     except ValueError as error:
         raise ModelFolderError(f"{llm}: {error}") from error
-    language_model = _load_language_model(llm, dtype)
+    language_model = load_language_model(llm, torch.float32)
     vocabulary = _ctc_vocabulary(llm, tokenizer, connector)
     config = StapesConfig(
         # Copies: a composite configuration clears the attention implementation of those it is given, and parts
         # without one fall back to attention that ignores masks.
-        speech_config=copy.deepcopy(encoder.config),
+        speech_config=copy.deepcopy(speech.config),
         text_config=copy.deepcopy(language_model.config),
         connector_config=connector,
+        sound_config=copy.deepcopy(sound.config) if sound else None,
         audio_token_id=processor.audio_token_id,
-        sources={"speech_encoder": speech_encoder, "llm": llm},
+        sources=sources,
     )
     torch.manual_seed(seed)
-    model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
+    model = StapesForConditionalGeneration(config, speech, language_model, sound)
     _begin_connector(model, vocabulary)
-    model.connector.to(dtype)
     model.generation_config = _generation_config(language_model, tokenizer, config.audio_token_id)
     return model.eval(), processor
 
@@ -115,21 +111,21 @@ def load_model(
         WeightsError: if a trained-part folder names weights that cannot be found.
     """
     folder = Path(folder)
-    config = _read_object(folder / "config.json")
+    config = read_object(folder / "config.json")
     if config.get("model_type") != StapesConfig.model_type:
         raise ModelFolderError(
             f"{folder}: config.json describes a `{config.get('model_type')}` model, not a stapes one"
         )
     for name in ("generation_config.json", "processor_config.json", "tokenizer_config.json"):
-        _read_object(folder / name)
+        read_object(folder / name)
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise ModelFolderError(f"{folder}: {_TOKENIZER_FILES[0]} is missing; the copy or download is incomplete")
-    with _reading(folder):
+    with reading(folder):
         processor = StapesProcessor.from_pretrained(folder)
     if (folder / TRAINED_FILE).exists():
         model = _load_trained_part(folder, dtype)
     elif any((folder / name).exists() for name in _COMPLETE_FILES):
-        model = _load_strictly(StapesForConditionalGeneration, folder, folder, whole=True, dtype=dtype)
+        model = load_strictly(StapesForConditionalGeneration, folder, folder, whole=True, dtype=dtype)
     else:
         raise ModelFolderError(
             f"{folder}: holds neither {_COMPLETE_FILES[0]} nor {TRAINED_FILE}; the copy or download is incomplete"
@@ -161,12 +157,12 @@ def save_model(
     save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
 
 
-def part_of(tensor_name: str) -> Literal["speech_encoder", "connector", "language_model", "lora"]:
+def part_of(tensor_name: str) -> Literal["speech_encoder", "sound_encoder", "connector", "language_model", "lora"]:
     """Tell which part of the model a tensor belongs to."""
     if ".lora_" in tensor_name:
         return "lora"
     part = tensor_name.partition(".")[0]
-    assert part in ("speech_encoder", "connector", "language_model")
+    assert part in ("speech_encoder", "sound_encoder", "connector", "language_model")
     return part
 
 
@@ -181,39 +177,6 @@ def file_bytes(folder: Path) -> int:
         for base in _find_base(folder, sources).values():
             total += sum(path.stat().st_size for path in base.glob("*.safetensors"))
     return total
-
-
-def _load_speech_encoder(
-    name: str, pad_audio_to_s: float | None, dtype: torch.dtype
-) -> tuple[SpeechEncoder, StapesFeatureExtractor]:
-    folder = weights.resolve(name)
-    model_type = _read_object(folder / "config.json").get("model_type")
-    if model_type != "whisper":
-        raise ModelFolderError(f"{name}: is a `{model_type}` model; a speech encoder must be a Whisper")
-    with _reading(name):
-        feature_extractor = StapesFeatureExtractor.from_pretrained(folder)
-        config = WhisperConfig.from_pretrained(folder)
-    # Set here: `from_pretrained` drops settings that the folder's own file does not name.
-    feature_extractor.pad_to_s = pad_audio_to_s
-    encoder = _load_strictly(
-        SpeechEncoder,
-        name,
-        folder,
-        config=config,
-        dtype=dtype,
-        key_mapping={r"^model\.encoder\.": "", r"^encoder\.": ""},
-    )
-    return encoder, feature_extractor
-
-
-def _load_language_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    folder = weights.resolve(name)
-    config = _read_object(folder / "config.json")
-    if config.get("is_encoder_decoder") or config.get("model_type") in ("whisper", StapesConfig.model_type):
-        raise ModelFolderError(
-            f"{name}: is a `{config['model_type']}` model; the LLM must be one that reads text alone"
-        )
-    return _load_strictly(AutoModelForCausalLM, name, folder, dtype=dtype)
 
 
 def _reserve_tokens(llm: str, tokenizer: Any, audio_token: str | None) -> str:
@@ -290,6 +253,20 @@ def _generation_config(language_model: PreTrainedModel, tokenizer: Any, audio_to
     )
 
 
+def _build_processor(
+    feature_extractor: StapesFeatureExtractor, tokenizer: Any, audio_token: str, template: str, config: ConnectorConfig
+) -> StapesProcessor:
+    return StapesProcessor(
+        feature_extractor,
+        tokenizer,
+        audio_token=audio_token,
+        prompt_template=template,
+        frames_per_window=config.frames_per_window,
+        queries_per_window=config.queries_per_window,
+        tail=config.tail,
+    )
+
+
 def _prompt_template(prompt: str, tokenizer: Any) -> str:
     match prompt:
         case "plain":
@@ -304,32 +281,32 @@ def _prompt_template(prompt: str, tokenizer: Any) -> str:
 
 
 def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditionalGeneration:
-    with _reading(folder):
+    with reading(folder):
         config = StapesConfig.from_pretrained(folder)
     if not config.sources:
         raise ModelFolderError(
             f"{folder}: config.json names no `sources` for the weights that {TRAINED_FILE} leaves out"
         )
     base = _find_base(folder, config.sources)
-    encoder, _ = _load_speech_encoder(str(base["speech_encoder"]), None, dtype)
-    language_model = _load_language_model(str(base["llm"]), dtype)
-    with _reading(folder):
-        model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
+    speech, sound, _ = load_encoders({part: str(found) for part, found in base.items()}, None, dtype)
+    language_model = load_language_model(str(base["llm"]), dtype)
+    with reading(folder):
+        model = StapesForConditionalGeneration(config, speech, language_model, sound)
         model.generation_config = GenerationConfig.from_pretrained(folder)
     cast(nn.Module, model).to(dtype)
-    with _reading(folder / TRAINED_FILE):
+    with reading(folder / TRAINED_FILE):
         tensors = load_file(folder / TRAINED_FILE)
     parts = {"connector", *(config.trained_parts or ())}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if part_of(name) in parts}
     mismatched = {name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape}
-    _refuse(folder, wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), mismatched)
+    refuse(folder, wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), mismatched)
     model.load_state_dict(tensors, strict=False)
     return model
 
 
 def _find_base(folder: Path, sources: dict[str, str]) -> dict[str, Path]:
     """Find the weights that a trained part leaves out; raise if a name leads to others than it was trained on."""
-    noted = _read_object(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
+    noted = read_object(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
     base: dict[str, Path] = {}
     for part, name in sources.items():
         was = noted.get(part)
@@ -344,57 +321,3 @@ def _find_base(folder: Path, sources: dict[str, str]) -> dict[str, Path]:
                 f"delete {BASE_FILE} to use what is there, knowing that answers will differ"
             )
     return base
-
-
-def _load_strictly(loader: Any, where: str | Path, folder: Path, *, whole: bool = False, **settings: Any) -> Any:
-    """Load a model and raise if a tensor is missing: transformers would fill the gap with random numbers.
-
-    Args:
-        loader: a model class or Auto class.
-        where: what error messages call the folder.
-        folder: the folder.
-        whole: refuse tensors that are left over, too.
-        settings: for `from_pretrained`.
-    """
-    with _reading(where):
-        model, info = loader.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-        )
-    mismatched = {name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]}
-    _refuse(where, info["missing_keys"], info["unexpected_keys"] if whole else (), mismatched)
-    return model
-
-
-@contextmanager
-def _reading(where: str | Path) -> Iterator[None]:
-    """Turn what the libraries raise about files they cannot use into one line that names the folder."""
-    try:
-        yield
-    except StapesError:
-        raise
-    except (SafetensorError, StrictDataclassError, OSError, ValueError, TypeError, KeyError) as error:
-        reason = shorten(str(error), 300, placeholder=" …")
-        raise ModelFolderError(f"{where}: cannot be read: {reason}; copy or download it again") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a model folder."""
-    if not path.parent.is_dir():
-        raise ModelFolderError(f"{path.parent}: no such model folder")
-    if not path.exists():
-        raise ModelFolderError(f"{path.parent}: {path.name} is missing; the copy or download is incomplete")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ModelFolderError(f"{path}: holds no JSON object; copy or download the folder again")
-    return content
-
-
-def _refuse(where: str | Path, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:
-    """Raise if any tensor is missing, left over or of another shape: such a model would answer nonsense."""
-    problems = []
-    for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
-        if names := sorted(names):
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            problems.append(f"{len(names)} {what}: {shown}")
-    if problems:
-        raise ModelFolderError(f"{where}: weights do not fit config.json: {'; '.join(problems)}")

@@ -119,6 +119,8 @@ class AudioLM:
         margins = _Margins()
         if greedy:
             generate["logits_processor"] = [*generate.get("logits_processor", ()), margins]
+        if self.model.generation_config.stop_strings:
+            generate["tokenizer"] = self.processor.tokenizer
         # The protocol that types `generate` asks for attributes that transformers' own models lack.
         output = cast(Any, self.model).generate(**inputs, **generate)
         answers = [self.read(row) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
@@ -134,8 +136,16 @@ class AudioLM:
         ends = {eos} if isinstance(eos, int) else set(eos or ())
         end = next((position for position, token in enumerate(token_ids) if token in ends), None)
         said = token_ids if end is None else token_ids[:end]
-        text = self.processor.tokenizer.decode(said, skip_special_tokens=True).strip()
-        return Answer(text, len(said) + (end is not None), truncated=end is None)
+        stops = self.model.generation_config.stop_strings or ()
+        # An end that is spelt may share a token with the answer; what follows it in a batch is padding.
+        for num_tokens in range(1, len(said) + 1) if stops else ():
+            text = self._decode(said[:num_tokens])
+            if found := [text.index(stop) for stop in stops if stop in text]:
+                return Answer(text[: min(found)].strip(), num_tokens, truncated=False)
+        return Answer(self._decode(said).strip(), len(said) + (end is not None), truncated=end is None)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self.processor.tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
 class AnswerStream:

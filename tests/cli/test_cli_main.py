@@ -17,7 +17,19 @@ from stapes import __version__
 from stapes.cli.main import app, main
 from stapes.errors import RecipeError, StapesError
 
-VERBS = ["run", "check", "eval", "bench", "report", "transcribe", "ask", "data check", "data stats", "data import"]
+VERBS = [
+    "run",
+    "check",
+    "eval",
+    "bench",
+    "report",
+    "transcribe",
+    "ask",
+    "convert salmonn",
+    "data check",
+    "data stats",
+    "data import",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

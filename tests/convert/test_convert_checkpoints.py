@@ -91,7 +91,7 @@ def test_whatever_does_not_fit_is_named(model: EatEncoder) -> None:
     with pytest.raises(WeightsError) as caught:
         fill(model, tensors, Path("a.pt"), lambda name: f"their.{name}")
     assert str(caught.value) == (
-        "a.pt: does not fit EatEncoder, whose 17 weights all have to be there and nothing else: "
+        "a.pt: does not fit EatEncoder, of which 17 weights have to be there and nothing else: "
         "`their.pre_norm.bias` is missing; `stranger` is unexpected; `their.cls_token` is no tensor of real numbers; "
         "`their.layers.0.fc1.bias` is no tensor of real numbers; `their.pre_norm.weight` has shape [9], not [8]"
     )

@@ -264,8 +264,11 @@ def test_on_the_meta_device_there_are_shapes_alone() -> None:
     assert torch.equal(layer(normal(4, 96)), real(normal(4, 96)))
 
 
-def test_encoder_and_llm_are_swapped_and_the_connector_is_not(tiny_model_and_processor: Callable) -> None:
-    model: StapesForConditionalGeneration = tiny_model_and_processor()[0]
+@pytest.mark.parametrize("sound", [None, "beats", "eat"])
+def test_encoders_and_llm_are_swapped_and_the_connector_is_not(
+    tiny_model_and_processor: Callable, sound: str | None
+) -> None:
+    model: StapesForConditionalGeneration = tiny_model_and_processor(sound=sound)[0]
     names = swap_linears(model, ["lm_head"])
     kinds = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Int8Linear)}
     assert {name for name, kind in kinds.items() if kind is Int8Linear} == set(names)

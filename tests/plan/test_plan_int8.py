@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stapes.assembly import load_model
+from stapes.assembly import load_model, save_model
 from stapes.compress import quantize
 from stapes.model.beats import BeatsConfig, BeatsEncoder
 from stapes.model.eat import EatConfig, EatEncoder
@@ -18,8 +19,12 @@ from stapes.plan.model_plan import ModelPlan
 from stapes.plan.shapes import count_parameters
 
 
-def test_int8_weights_are_those_of_the_real_model(tiny_model_folder: Path, tmp_path: Path) -> None:
-    quantize(tiny_model_folder, tmp_path / "quantize")
+@pytest.mark.parametrize("sound", [None, "beats", "eat"])
+def test_int8_weights_are_those_of_the_real_model(
+    tiny_model_and_processor: Callable, tmp_path: Path, sound: str | None
+) -> None:
+    save_model(*tiny_model_and_processor(sound=sound), tmp_path / "tiny")
+    quantize(tmp_path / "tiny", tmp_path / "quantize")
     model, _ = load_model(tmp_path / "quantize")
     made: dict[str, Any] = model.state_dict()
     int8 = sorted(tensor.numel() for name, tensor in made.items() if str(tensor.dtype) == "torch.int8")
@@ -28,8 +33,8 @@ def test_int8_weights_are_those_of_the_real_model(tiny_model_folder: Path, tmp_p
         "tiny",
         "quantize",
         WhisperShape.from_config(config.speech_config.to_dict()),
-        None,
-        QFormerShape(32, 64, 17, 1, "pad", 32, 1, 2, 64),
+        read_sound_shape(config.sound_config.to_dict()) if sound else None,
+        QFormerShape(32 + (24 if sound else 0), 64, 17, 1, "pad", 32, 1, 2, 64),
         LLMShape.from_config(config.text_config.to_dict(), "tiny"),
         int8_skip=("connector",),
     )

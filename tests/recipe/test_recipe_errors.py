@@ -163,8 +163,8 @@ QFORMER_KEYS = (
         ),
         (
             WHOLE + "    trainable: [conector]\n",
-            "R: train.align.trainable.0: Input should be 'speech_encoder', 'connector', 'language_model' or 'lora', "
-            "not 'conector'",
+            "R: train.align.trainable.0: Input should be 'speech_encoder', 'sound_encoder', 'connector', "
+            "'language_model' or 'lora', not 'conector'",
         ),
         (
             LORA_STAGE.replace("{r: 4}", "{target_modules: [3]}"),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from stapes.errors import RecipeError, StapesError, WeightsError
 from stapes.files import read_json
 from stapes.inference import load
+from stapes.model import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
 from stapes.recipe import Recipe, load_recipe
 from stapes.run import check_recipe, run_recipe
 
@@ -63,6 +64,30 @@ def test_a_run_makes_every_step_once_and_the_second_run_skips_all(recipe: Recipe
     scores = read_json(folder / "eval" / "quantize" / "scores.json")
     assert scores["paired"]["against"] == "tune"
     assert load(folder / "quantize").model.config.int8 is not None
+
+
+def test_a_run_hears_with_two_encoders(small_parts: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    shutil.copytree(small_parts, parts)
+    beats = BeatsConfig(
+        patch_embedding_size=8,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_kernel=8,
+        conv_groups=2,
+    )
+    BeatsEncoder(beats).save_pretrained(parts / "sound")
+    BeatsFeatureExtractor().save_pretrained(parts / "sound")
+    text = (parts / "small.yaml").read_text().replace("  llm: ./llm\n", "  llm: ./llm\n  sound_encoder: ./sound\n")
+    (parts / "both.yaml").write_text(text, encoding="utf-8")
+    (parts / "one.yaml").write_text("name: one\nextends: both.yaml\nmodel: {sound_encoder: null}\n", encoding="utf-8")
+    assert load_recipe(parts / "one.yaml").model.sound_encoder is None
+    check_recipe(load_recipe(parts / "both.yaml"), "both.yaml")
+    folder = tmp_path / "run"
+    run_recipe(load_recipe(parts / "both.yaml", {**OFFLINE, "evaluate": None, "compress": []}), folder)
+    assert isinstance(load(folder / "tune").model.sound_encoder, BeatsEncoder)
 
 
 def test_other_settings_are_refused_until_redo_makes_anew_what_follows(small_parts: Path, tmp_path: Path) -> None:

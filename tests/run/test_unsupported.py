@@ -25,7 +25,6 @@ def recipe(model: dict[str, Any], stage: dict[str, Any]) -> Recipe:
 @pytest.mark.parametrize(
     ("model", "stage", "key"),
     [
-        ({"sound_encoder": "BEATs_iter3_plus_AS2M"}, {}, "model.sound_encoder"),
         ({}, {"quantization": {"bits": 4, "kind": "nf4"}}, "train.align.quantization"),
     ],
 )

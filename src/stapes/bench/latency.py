@@ -1,6 +1,6 @@
 """How long an answer takes, part by part.
 
-The parts are the model's own, called in the order `generate` calls them: features (processor) → speech encoder →
+The parts are the model's own, called in the order `generate` calls them: features (processor) → encoders →
 connector → prefill → one cached step a token. Prefill is bound by arithmetic, a cached step by reading every weight
 once; so the two are told apart. Clocks are read only when the device has done all it was given.
 
@@ -63,7 +63,7 @@ def time_answer(
     inputs = processor.prepare([waveform], [instruction]).to(model.device)
     input_ids = inputs["input_ids"]
     featured = now()
-    frames, frames_mask = model.encode(inputs["input_features"], inputs["input_features_mask"])
+    frames, frames_mask = model.encode(**{name: tensor for name, tensor in inputs.items() if "features" in name})
     encoded = now()
     audio = model.connect(frames, frames_mask)
     connected = now()
@@ -104,8 +104,10 @@ def time_generate(
     now = _clock(model.device)
     started = now()
     inputs = processor.prepare([waveform], [instruction]).to(model.device)
-    # No token has the id -1: transformers then generates until max_new_tokens.
-    output = cast(Any, model).generate(**inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1)
+    # No token has the id -1, and no text ends it: transformers then generates until max_new_tokens.
+    output = cast(Any, model).generate(
+        **inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, stop_strings=None
+    )
     ended = now()
     return ended - started, output[0, inputs["input_ids"].shape[1] :].tolist()
 

@@ -53,19 +53,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return found
 
 
-def fill(model: PreTrainedModel, tensors: Mapping[str, Any], source: Path, theirs: Callable[[str], str]) -> None:
+def fill(model: PreTrainedModel, tensors: Mapping[str, Any], source: Path, theirs: Callable[[str], str | None]) -> None:
     """Put a checkpoint's tensors into a model that has exactly their names and shapes.
 
     Args:
         model: its weights are overwritten.
         tensors: by the checkpoint's names.
         source: the file, for the message.
-        theirs: our name of a weight → the checkpoint's.
+        theirs: our name of a weight → the checkpoint's; None for weights that do not come from it.
 
     Raises:
         WeightsError: naming every tensor that is missing, unexpected or of another shape.
     """
-    weights = {theirs(name): (name, weight) for name, weight in model.state_dict().items()}
+    weights = {
+        other: (name, weight) for name, weight in model.state_dict().items() if (other := theirs(name)) is not None
+    }
     complaints = [f"`{name}` is missing" for name in sorted(weights.keys() - tensors.keys())]
     complaints += [f"`{name}` is unexpected" for name in sorted(tensors.keys() - weights.keys())]
     for name in sorted(weights.keys() & tensors.keys()):
@@ -76,7 +78,7 @@ def fill(model: PreTrainedModel, tensors: Mapping[str, Any], source: Path, their
             complaints.append(f"`{name}` has shape {[*found.shape]}, not {[*wanted.shape]}")
     if complaints:
         raise WeightsError(
-            f"{source}: does not fit {type(model).__name__}, whose {len(weights)} weights all have to be there and "
+            f"{source}: does not fit {type(model).__name__}, of which {len(weights)} weights have to be there and "
             f"nothing else: {'; '.join(complaints)}"
         )
-    model.load_state_dict({ours: tensors[name] for name, (ours, _) in weights.items()})
+    model.load_state_dict({ours: tensors[name] for name, (ours, _) in weights.items()}, strict=False)

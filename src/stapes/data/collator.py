@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Example:
-    """One sample, ready to be batched; exactly one of the two audio fields is set.
+    """One sample, ready to be batched; `input_features` or `encoder_frames` is set.
 
     Attributes:
         instruction: what the prompt asks.
@@ -25,12 +25,14 @@ class Example:
         transcript: what is said in the clip; empty if nothing is, None if that is not known.
         input_features: (M, F) log-mel at 100 Hz.
         encoder_frames: (T, D) a frozen encoder's output at 50 Hz.
+        sound_features: (F', M') fbank, beside `input_features` if the model has a sound encoder.
     """
 
     instruction: str
     target: str
     input_features: Tensor | None = None
     encoder_frames: Tensor | None = None
+    sound_features: Tensor | None = None
     transcript: str | None = None
 
 
@@ -39,7 +41,7 @@ def collate(examples: Sequence[Example], processor: StapesProcessor) -> dict[str
 
     Returns:
         `input_ids`, `attention_mask`, `labels` (B, L), with labels on the target and its end symbol only, and either
-        `input_features` (B, M, F) + `input_features_mask` (B, F) or `encoder_frames` (B, T, D) +
+        what `pad_features` returns or `encoder_frames` (B, T, D) +
         `encoder_frames_mask` (B, T).
 
     Raises:
@@ -108,10 +110,32 @@ def _pad_audio(examples: Sequence[Example]) -> dict[str, Tensor]:
         padded = torch.nn.utils.rnn.pad_sequence([frame.float() for frame in frames], batch_first=True)
         lengths = torch.tensor([frame.shape[0] for frame in frames])
         return {"encoder_frames": padded, "encoder_frames_mask": _mask(lengths, padded.shape[1])}
-    features = [example.input_features for example in examples if example.input_features is not None]
-    padded = torch.nn.utils.rnn.pad_sequence([feature.T for feature in features], batch_first=True).transpose(1, 2)
-    lengths = torch.tensor([feature.shape[1] for feature in features])
-    return {"input_features": padded.contiguous(), "input_features_mask": _mask(lengths, padded.shape[2]).long()}
+    names = ("input_features", "sound_features")
+    return pad_features(
+        [{name: found for name in names if (found := getattr(example, name)) is not None} for example in examples]
+    )
+
+
+def pad_features(clips: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Right-pad the features of single clips with zeros.
+
+    Args:
+        clips: B mappings with `input_features` (M, F), and all or none with `sound_features` (F', M').
+
+    Returns:
+        `input_features` (B, M, F) + `input_features_mask` (B, F), and `sound_features` (B, F', M') +
+        `sound_features_mask` (B, F') if they are there.
+    """
+    log_mel, mask = _pad([clip["input_features"].T for clip in clips])
+    batch = {"input_features": log_mel.transpose(1, 2).contiguous(), "input_features_mask": mask}
+    if any("sound_features" in clip for clip in clips):
+        batch["sound_features"], batch["sound_features_mask"] = _pad([clip["sound_features"] for clip in clips])
+    return batch
+
+
+def _pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    padded = torch.nn.utils.rnn.pad_sequence([*rows], batch_first=True)
+    return padded, _mask(torch.tensor([len(row) for row in rows]), padded.shape[1]).long()
 
 
 def _mask(lengths: Tensor, size: int) -> Tensor:

@@ -16,6 +16,7 @@ from .ctc_vocabulary import CTCVocabulary
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
 from .modeling import StapesForConditionalGeneration
 from .processing import StapesFeatureExtractor, StapesProcessor, find_reserved_tokens
+from .sound_tower import TOWER_TYPES, SoundTower, SoundTowerConfig, SoundTowerFeatureExtractor, describe_tower
 
 AutoConfig.register(StapesConfig.model_type, StapesConfig)
 AutoModelForCausalLM.register(StapesConfig, StapesForConditionalGeneration)
@@ -28,8 +29,12 @@ AutoFeatureExtractor.register(BeatsConfig, BeatsFeatureExtractor)
 AutoConfig.register(EatConfig.model_type, EatConfig)
 AutoModel.register(EatConfig, EatEncoder)
 AutoFeatureExtractor.register(EatConfig, EatFeatureExtractor)
+AutoConfig.register(SoundTowerConfig.model_type, SoundTowerConfig)
+AutoModel.register(SoundTowerConfig, SoundTower)
+AutoFeatureExtractor.register(SoundTowerConfig, SoundTowerFeatureExtractor)
 
 __all__ = [
+    "TOWER_TYPES",
     "BeatsConfig",
     "BeatsEncoder",
     "BeatsFeatureExtractor",
@@ -39,10 +44,14 @@ __all__ = [
     "EatConfig",
     "EatEncoder",
     "EatFeatureExtractor",
+    "SoundTower",
+    "SoundTowerConfig",
+    "SoundTowerFeatureExtractor",
     "StapesConfig",
     "StapesFeatureExtractor",
     "StapesForConditionalGeneration",
     "StapesProcessor",
+    "describe_tower",
     "find_reserved_tokens",
     "num_audio_tokens",
 ]

@@ -17,7 +17,7 @@ from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogra
     eager_attention_forward,
 )
 
-from .fbank import check_sampling_rate, fbank, num_fbank_frames, stack_waveforms
+from .fbank import SAMPLE_RATE_HZ, check_sampling_rate, fbank, num_fbank_frames, stack_waveforms
 from .patches import PATCH, check_features, encode_blocks
 
 
@@ -74,16 +74,25 @@ class BeatsConfig(PreTrainedConfig):
 class BeatsFeatureExtractor(FeatureExtractionMixin):
     """Kaldi fbank as BEATs hears it: int16 range, povey window, normalised with AudioSet's mean and deviation.
 
-    Source: BEATs (arXiv 2212.09058), sec. 4.2, and `preprocess` of its code.
+    Source: BEATs (arXiv 2212.09058), sec. 4.2, and `preprocess` of its code. `pad_to_s=1.0` pads shorter clips with
+    silence, as SALMONN does.
     """
 
     model_input_names = ["sound_features", "sound_features_mask"]  # noqa: RUF012 - the base class declares it so
 
-    def __init__(self, num_mel_bins: int = 128, mean: float = 15.41663, std: float = 6.55582, **kwargs: object) -> None:
+    def __init__(
+        self,
+        num_mel_bins: int = 128,
+        mean: float = 15.41663,
+        std: float = 6.55582,
+        pad_to_s: float | None = None,
+        **kwargs: object,
+    ) -> None:
         super().__init__(**kwargs)
         self.num_mel_bins = num_mel_bins
         self.mean = mean
         self.std = std
+        self.pad_to_s = pad_to_s
 
     def __call__(self, raw_speech: Sequence[np.ndarray], sampling_rate: int | None = None) -> BatchFeature:
         """Transform B waveforms (N,), float, mono, 16 kHz, in [-1, 1].
@@ -96,6 +105,9 @@ class BeatsFeatureExtractor(FeatureExtractionMixin):
             ValueError: if a waveform is not one-dimensional or shorter than 25 ms, or `sampling_rate` is not 16 kHz.
         """
         check_sampling_rate(sampling_rate)
+        if self.pad_to_s is not None:
+            shortest = round(self.pad_to_s * SAMPLE_RATE_HZ)
+            raw_speech = [np.pad(waveform, (0, max(0, shortest - len(waveform)))) for waveform in raw_speech]
         waveforms = stack_waveforms(raw_speech)
         features = (fbank(waveforms * 2.0**15, self.num_mel_bins, "povey") - self.mean) / (2 * self.std)
         num_frames = torch.tensor([num_fbank_frames(len(waveform)) for waveform in raw_speech])

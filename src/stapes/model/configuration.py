@@ -104,11 +104,13 @@ class StapesConfig(PreTrainedConfig):
     Attributes:
         speech_config: a `WhisperConfig`; only the encoder part is built.
         text_config: the configuration of any causal LM of transformers.
+        sound_config: of a second encoder beside the speech encoder, a `BeatsConfig` or an `EatConfig`; None for none.
         connector_config: see `ConnectorConfig`.
         audio_token_id: an id the LLM's vocabulary already has and text never uses; audio embeddings take its place.
         lora: peft's `LoraConfig` as a dict while adapters sit in the LLM, None without or after merging.
         int8: `{"skip": [module names]}` when Linear layers are stored as int8, else None.
-        sources: the names (Hub ids or folders) the weights came from, `{"speech_encoder": …, "llm": …}`.
+        sources: the names (Hub ids or folders) the weights came from, `{"speech_encoder": …, "llm": …}`,
+            and `sound_encoder` if there is one.
         trained_parts: the parts whose weights are no longer those of `sources`.
     """
 
@@ -117,12 +119,14 @@ class StapesConfig(PreTrainedConfig):
         "speech_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         "connector_config": ConnectorConfig,
+        "sound_config": SubConfigSpec(config_class=AutoConfig, model_type="stapes_beats", optional=True),
     }
 
     # A dict or a config object may be given; after construction each is a config object.
     speech_config: Any = None
     text_config: Any = None
     connector_config: Any = None
+    sound_config: Any = None
     audio_token_id: int = 0
     lora: dict[str, Any] | None = None
     int8: dict[str, Any] | None = None

@@ -16,13 +16,17 @@ class WindowedQFormer(nn.Module):
     """SALMONN's window-level Q-Former: queries attend to one short window of encoder frames at a time.
 
     Source: SALMONN (arXiv 2310.13289), sec. 3; layers are those of BLIP-2's Q-Former with cross-attention in each.
+    Frames of two encoders lie side by side on the channels, and each encoder's have a LayerNorm of their own.
     """
 
-    def __init__(self, config: ConnectorConfig, encoder_hidden_size: int, llm_hidden_size: int) -> None:
+    def __init__(
+        self, config: ConnectorConfig, encoder_hidden_size: int, llm_hidden_size: int, sound_hidden_size: int = 0
+    ) -> None:
         super().__init__()
         self.frames_per_window = config.frames_per_window
         self.tail = config.tail
         self.norm = nn.LayerNorm(encoder_hidden_size)
+        self.sound_norm = nn.LayerNorm(sound_hidden_size) if sound_hidden_size else None
         self.query_tokens = nn.Parameter(torch.zeros(1, config.queries_per_window, config.hidden_size))
         self.qformer = Blip2QFormerModel(
             Blip2QFormerConfig(
@@ -33,7 +37,7 @@ class WindowedQFormer(nn.Module):
                 hidden_dropout_prob=config.dropout,
                 attention_probs_dropout_prob=config.dropout,
                 cross_attention_frequency=1,
-                encoder_hidden_size=encoder_hidden_size,
+                encoder_hidden_size=encoder_hidden_size + sound_hidden_size,
             )
         )
         self.projection = nn.Linear(config.hidden_size, llm_hidden_size)
@@ -42,7 +46,7 @@ class WindowedQFormer(nn.Module):
         """Pool each window of encoder frames into Q LLM embeddings.
 
         Args:
-            frames: (B, T, D) encoder output at 50 Hz.
+            frames: (B, T, D) encoder output at 50 Hz, that of the sound encoder last on the channels.
             frames_mask: (B, T), True on real frames, which come first.
 
         Returns:
@@ -54,9 +58,8 @@ class WindowedQFormer(nn.Module):
         Unlike SALMONN a tail is kept unless `tail: drop`; its missing frames are zeros that are attended to,
         which is how SALMONN treats padding.
         """
-        _check_width(frames, self.norm.normalized_shape[0])
         windows, window_mask = _windows(
-            self.norm(frames) * frames_mask[:, :, None], frames_mask, self.frames_per_window, self.tail
+            self.normalize(frames) * frames_mask[:, :, None], frames_mask, self.frames_per_window, self.tail
         )
         batch_size, num_windows = windows.shape[:2]
         hidden = self.qformer(
@@ -65,6 +68,24 @@ class WindowedQFormer(nn.Module):
         ).last_hidden_state
         tokens = self.projection(hidden).unflatten(0, (batch_size, num_windows)).flatten(1, 2)
         return tokens, window_mask.repeat_interleave(self.query_tokens.shape[1], dim=1)
+
+    def normalize(self, frames: Tensor) -> Tensor:
+        """Normalise each encoder's part of (B, T, D) by itself; sound frames that are all zero stay zero.
+
+        All zero are only those past the end of what the sound encoder heard (see `join_frames`), which SALMONN pads
+        after its norm: a norm would turn them into its bias.
+
+        Raises:
+            ValueError: if D is not the width of all encoders.
+        """
+        speech_width = self.norm.normalized_shape[0]
+        if self.sound_norm is None:
+            _check_width(frames, speech_width)
+            return self.norm(frames)
+        _check_width(frames, speech_width + self.sound_norm.normalized_shape[0])
+        speech, sound = frames[..., :speech_width], frames[..., speech_width:]
+        is_heard = (sound != 0).any(dim=-1, keepdim=True)
+        return torch.cat([self.norm(speech), self.sound_norm(sound) * is_heard], dim=-1)
 
 
 class StackedMLP(nn.Module):
@@ -106,18 +127,40 @@ class StackedMLP(nn.Module):
 
 
 def build_connector(
-    config: ConnectorConfig, encoder_hidden_size: int, llm_hidden_size: int
+    config: ConnectorConfig, encoder_hidden_size: int, llm_hidden_size: int, sound_hidden_size: int = 0
 ) -> WindowedQFormer | StackedMLP | CTCCompressor:
-    """Build the connector that `config.kind` names, with random weights."""
+    """Build the connector that `config.kind` names, with random weights.
+
+    Args:
+        config: its shape.
+        encoder_hidden_size: width of the speech encoder.
+        llm_hidden_size: width of the LLM.
+        sound_hidden_size: width of the sound encoder, 0 without one.
+    """
     match config.kind:
         case "windowed_qformer":
-            return WindowedQFormer(config, encoder_hidden_size, llm_hidden_size)
+            return WindowedQFormer(config, encoder_hidden_size, llm_hidden_size, sound_hidden_size)
         case "stacked_mlp":
-            return StackedMLP(config, encoder_hidden_size, llm_hidden_size)
+            return StackedMLP(config, encoder_hidden_size + sound_hidden_size, llm_hidden_size)
         case "ctc_compressor":
-            return CTCCompressor(config, encoder_hidden_size, llm_hidden_size)
+            return CTCCompressor(config, encoder_hidden_size + sound_hidden_size, llm_hidden_size)
         case _:
             assert_never(config.kind)
+
+
+def join_frames(speech: Tensor, speech_mask: Tensor, sound: Tensor) -> Tensor:
+    """Put the frames of two encoders side by side: (B, T, D) and (B, T', D') → (B, T, D + D').
+
+    The length is the speech encoder's. Sound frames, zero past their clip's end, are padded with zeros or cut to it: of
+    10 s BEATs makes 496 and EAT 504 where Whisper makes 500, all at 50 Hz.
+
+    Source: SALMONN (arXiv 2310.13289), sec. 3. Where we differ: SALMONN takes the longer of both; its windows of 17
+    frames drop what EAT has more in 30 s.
+    """
+    missing = speech.shape[1] - sound.shape[1]
+    # A negative padding cuts.
+    sound = nn.functional.pad(sound.to(speech.dtype), (0, 0, 0, missing)) * speech_mask[:, :, None]
+    return torch.cat([speech, sound], dim=-1)
 
 
 def _check_width(frames: Tensor, expected: int) -> None:

@@ -33,6 +33,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .modeling import StapesForConditionalGeneration
 
+# The connector is small, and all that the LLM hears goes through it.
+_PARTS = ("speech_encoder.", "sound_encoder.", "language_model.")
+
 _WEIGHT_MAX = 127
 _DIGIT_MAX = 64
 _BASE = 128
@@ -215,7 +218,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def swap_linears(model: StapesForConditionalGeneration, skip: Sequence[str]) -> list[str]:
-    """Replace the Linear layers of speech encoder and LLM, not of the connector, by int8 ones.
+    """Replace the Linear layers of the encoders and the LLM, not of the connector, by int8 ones.
 
     The LLM's head goes with them, for it is read whole for each token. A table of embeddings that is tied to it becomes
     an `Int8Embedding`: they stay one. (Such a table of another class than nn.Embedding keeps both in float.)
@@ -244,7 +247,7 @@ def swap_linears(model: StapesForConditionalGeneration, skip: Sequence[str]) -> 
         name
         for name, module in modules.items()
         # Not its subclasses, whose forward may be another.
-        if type(module) is nn.Linear and name.startswith(("speech_encoder.", "language_model.")) and name not in kept
+        if type(module) is nn.Linear and name.startswith(_PARTS) and name not in kept
     ]
     if not names:
         raise ValueError(f"skip: {', '.join(skip)} leaves no Linear layer to store as int8")

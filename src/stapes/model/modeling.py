@@ -9,24 +9,31 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration import StapesConfig
-from .connectors import WindowedQFormer, build_connector
+from .connectors import WindowedQFormer, build_connector, join_frames
 from .ctc_compressor import CTCCompressor
 from .speech_encoder import SpeechEncoder
 
-_AUDIO_INPUTS = ("input_features", "input_features_mask", "encoder_frames", "encoder_frames_mask")
+_AUDIO_INPUTS = (
+    "input_features",
+    "input_features_mask",
+    "sound_features",
+    "sound_features_mask",
+    "encoder_frames",
+    "encoder_frames_mask",
+)
 
 
 class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """An audio language model: text in and out, with audio embeddings in place of the prompt's audio tokens.
 
     `generate` is transformers' own; it takes what the processor returns. The parts are attributes: `speech_encoder`,
-    `connector`, `language_model`. LoRA adapters, once added, live inside `language_model` and are saved and loaded
-    with the rest (`config.lora` says that they are there).
+    `sound_encoder` (None without one), `connector`, `language_model`. LoRA adapters, once added, live inside
+    `language_model` and are saved and loaded with the rest (`config.lora` says that they are there).
     """
 
     config_class = StapesConfig
@@ -37,20 +44,27 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["WhisperEncoderLayer"]  # noqa: RUF012 - the base class declares it so
+    _no_split_modules = ["WhisperEncoderLayer", "BeatsLayer", "EatLayer"]  # noqa: RUF012 - the base class declares it so
 
     def __init__(
         self,
         config: StapesConfig,
         speech_encoder: SpeechEncoder | None = None,
         language_model: PreTrainedModel | None = None,
+        sound_encoder: PreTrainedModel | None = None,
     ) -> None:
         """Build the model; parts that are given are used as they are, the others get random weights."""
         super().__init__(config)
         self.speech_encoder = speech_encoder or SpeechEncoder(config.speech_config)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.sound_encoder: PreTrainedModel | None = None
+        if config.sound_config is not None:
+            self.sound_encoder = sound_encoder or AutoModel.from_config(config.sound_config)
         self.connector = build_connector(
-            config.connector_config, config.speech_config.d_model, config.text_config.get_text_config().hidden_size
+            config.connector_config,
+            config.speech_config.d_model,
+            config.text_config.get_text_config().hidden_size,
+            config.sound_config.hidden_size if config.sound_config is not None else 0,
         )
         if config.int8 is not None:
             from .int8 import swap_linears
@@ -107,7 +121,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Let gradients reach the named parts only; everything else is frozen and stays in eval mode.
 
         Args:
-            parts: any of `speech_encoder`, `connector`, `language_model`, `lora`.
+            parts: any of `speech_encoder`, `sound_encoder`, `connector`, `language_model`, `lora`.
         """
         for name, parameter in self.named_parameters():
             part = "lora" if ".lora_" in name else name.partition(".")[0]
@@ -122,18 +136,44 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         An LLM with trainable adapters counts as trainable, so that LoRA dropout and gradient checkpointing work.
         """
         super().train(mode)
-        for part in (self.speech_encoder, self.connector, self.language_model):
-            if not any(parameter.requires_grad for parameter in part.parameters()):
+        for part in (self.speech_encoder, self.sound_encoder, self.connector, self.language_model):
+            if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
                 part.eval()
         return self
 
-    def encode(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run the speech encoder: (B, M, F) → frames (B, T, D) at 50 Hz and their mask (B, T)."""
-        return self.speech_encoder(input_features, input_features_mask)
+    def encode(
+        self,
+        input_features: Tensor,
+        input_features_mask: Tensor | None = None,
+        sound_features: Tensor | None = None,
+        sound_features_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the encoders: features → frames (B, T, D) at 50 Hz and their mask (B, T).
 
-    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> Tensor:
-        """Turn log-mel features into the audio embeddings of all clips, one after another: (ΣA, D_llm)."""
-        return self.connect(*self.encode(input_features, input_features_mask))
+        Args:
+            input_features: (B, M, F) log-mel, for the speech encoder.
+            input_features_mask: (B, F), 1 on real frames.
+            sound_features: (B, F', M') fbank, for the sound encoder if there is one.
+            sound_features_mask: (B, F'), 1 on real frames.
+
+        Raises:
+            ValueError: if there is a sound encoder without features for it, or features without a sound encoder.
+        """
+        if (self.sound_encoder is None) != (sound_features is None):
+            lacks = "sound encoder" if self.sound_encoder is None else "`sound_features`"
+            has = "`sound_features`" if self.sound_encoder is None else "a sound encoder"
+            raise ValueError(f"there is {has} but no {lacks}; use the processor saved with this model")
+        frames, frames_mask = self.speech_encoder(input_features, input_features_mask)
+        if self.sound_encoder is None:
+            return frames, frames_mask
+        sound, _ = self.sound_encoder(sound_features, sound_features_mask)
+        return join_frames(frames, frames_mask, sound), frames_mask
+
+    def get_audio_features(
+        self, input_features: Tensor, input_features_mask: Tensor | None = None, **sound: Tensor | None
+    ) -> Tensor:
+        """Turn features, see `encode`, into the audio embeddings of all clips, one after another: (ΣA, D_llm)."""
+        return self.connect(*self.encode(input_features, input_features_mask, **sound))
 
     def connect(self, frames: Tensor, frames_mask: Tensor) -> Tensor:
         """Run the connector: frames (B, T, D) and their mask (B, T) → audio embeddings (ΣA, D_llm) without padding."""
@@ -143,18 +183,18 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def ctc_loss(
         self,
         labels: Tensor,
-        input_features: Tensor | None = None,
-        input_features_mask: Tensor | None = None,
         encoder_frames: Tensor | None = None,
         encoder_frames_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        **features: Any,
     ) -> Tensor:
         """Compute how far the connector is from hearing what is said; the LLM takes no part.
 
         Args:
             labels: (B, 1 + U) as `collate_ctc` makes them; the first column means nothing.
-            input_features, input_features_mask, encoder_frames, encoder_frames_mask: see `forward`.
+            encoder_frames, encoder_frames_mask: see `forward`.
             num_items_in_batch: divides the summed loss; the number of labels if not given.
+            features: in place of frames, see `encode`.
 
         Raises:
             ValueError: if the connector is not a `ctc_compressor`.
@@ -162,8 +202,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not isinstance(self.connector, CTCCompressor):
             raise ValueError(f"a {self.config.connector_config.kind} cannot learn by CTC; take a `ctc_compressor`")
         if encoder_frames is None or encoder_frames_mask is None:
-            assert input_features is not None
-            encoder_frames, encoder_frames_mask = self.encode(input_features, input_features_mask)
+            encoder_frames, encoder_frames_mask = self.encode(**features)
         pieces = labels[:, 1:]
         loss = self.connector.ctc_loss(encoder_frames.to(self._connector_dtype()), encoder_frames_mask, pieces)
         if num_items_in_batch is None:
@@ -180,6 +219,8 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_features_mask: Tensor | None = None,
         encoder_frames: Tensor | None = None,
         encoder_frames_mask: Tensor | None = None,
+        sound_features: Tensor | None = None,
+        sound_features_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -193,8 +234,9 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: (B, L) prompt with A audio tokens per clip.
             input_features: (B, M, F) log-mel at 100 Hz of the clips, right-padded; None once they are in the KV cache.
             input_features_mask: (B, F), 1 on real frames.
-            encoder_frames: (B, T, D) in place of `input_features` when a frozen encoder's output was stored.
+            encoder_frames: (B, T, D) in place of all features when the frozen encoders' output was stored.
             encoder_frames_mask: (B, T), True on real frames; None when nothing is padded.
+            sound_features, sound_features_mask: (B, F', M') fbank and (B, F'), for a sound encoder; see `encode`.
             inputs_embeds: (B, L, D_llm) in place of `input_ids`; then no audio is placed.
             labels: (B, L) ids to learn, -100 elsewhere.
             attention_mask, position_ids, logits_to_keep: for the LLM. They are named here because `generate` looks at
@@ -213,7 +255,9 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
             if encoder_frames is None and input_features is not None:
-                encoder_frames, encoder_frames_mask = self.encode(input_features, input_features_mask)
+                encoder_frames, encoder_frames_mask = self.encode(
+                    input_features, input_features_mask, sound_features, sound_features_mask
+                )
             inputs_embeds = self._embed(input_ids, encoder_frames, encoder_frames_mask, kwargs.get("cache"))
 
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
@@ -298,9 +342,11 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def num_parameters_by_part(self) -> dict[str, int]:
         """Count parameters of speech_encoder, connector, language_model (without adapters), lora, and in `total`.
 
-        Tied weights count once; a weight stored as int8 counts as many parameters as it has values.
+        If there is a sound encoder, `sound_encoder` counts it. Tied weights count once; a weight stored as int8 counts
+        as many parameters as it has values.
         """
-        counts = dict.fromkeys(("speech_encoder", "connector", "language_model", "lora"), 0)
+        sound = () if self.sound_encoder is None else ("sound_encoder",)
+        counts = dict.fromkeys(("speech_encoder", *sound, "connector", "language_model", "lora"), 0)
         seen: set[int] = set()
         for name, tensor in [*self.named_parameters(), *self._int8_weights()]:
             if id(tensor) in seen:

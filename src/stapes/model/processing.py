@@ -16,7 +16,10 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from .beats import BeatsFeatureExtractor
 from .configuration import num_audio_tokens
+from .eat import EatFeatureExtractor
+from .sound_tower import SoundTowerFeatureExtractor
 
 MIN_SAMPLES = 400
 """One 25 ms analysis window at 16 kHz; shorter clips hold no frame."""
@@ -39,13 +42,22 @@ class StapesFeatureExtractor(WhisperFeatureExtractor):
     Where we differ from Whisper: clips are not padded to 30 s and never cut; each is transformed on its own, so that
     its features do not depend on what else is in the batch. `pad_to_s=30.0` gives Whisper's padding back, for models
     that were trained with it.
+
+    Args:
+        pad_to_s: pad shorter clips to this length.
+        sound: the settings of a sound encoder's front end (`to_dict` of it), which then hears the clips too, never
+            padded by `pad_to_s`.
+        kwargs: see `WhisperFeatureExtractor`.
     """
 
     model_input_names = ["input_features", "input_features_mask"]  # noqa: RUF012 - the base class declares it so
 
-    def __init__(self, pad_to_s: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, pad_to_s: float | None = None, sound: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pad_to_s = pad_to_s
+        self.sound = sound
+        if sound is not None:
+            _sound_front_end(sound)  # an unknown one is refused at once
 
     def __call__(  # type: ignore[override]  # only what an audio LM needs
         self, raw_speech: np.ndarray | Sequence[np.ndarray], sampling_rate: int | None = None, **kwargs: Any
@@ -59,7 +71,7 @@ class StapesFeatureExtractor(WhisperFeatureExtractor):
 
         Returns:
             `input_features` (B, M, F), float32 log-mel at 100 Hz with F = floor(N / 160), right-padded with zeros;
-            `input_features_mask` (B, F), int64.
+            `input_features_mask` (B, F), int64; for a sound encoder `sound_features` and `sound_features_mask`, too.
 
         Raises:
             ValueError: if a waveform is not one-dimensional, shorter than 25 ms, or at another rate, or for
@@ -78,7 +90,11 @@ class StapesFeatureExtractor(WhisperFeatureExtractor):
         for row, feature in enumerate(features):
             batch[row, :, : feature.shape[1]] = feature
             mask[row, : feature.shape[1]] = 1
-        return BatchFeature({"input_features": batch, "input_features_mask": mask})
+        found = {"input_features": batch, "input_features_mask": mask}
+        if self.sound is not None:
+            waveforms = [np.asarray(waveform, dtype=np.float32) for waveform in raw_speech]
+            found |= _sound_front_end(self.sound)(waveforms)
+        return BatchFeature(found)
 
     def _one(self, waveform: np.ndarray) -> torch.Tensor:
         if waveform.ndim != 1 or waveform.shape[0] < MIN_SAMPLES:
@@ -92,6 +108,24 @@ class StapesFeatureExtractor(WhisperFeatureExtractor):
             waveform, sampling_rate=self.sampling_rate, padding="do_not_pad", truncation=False, return_tensors="pt"
         )
         return features["input_features"][0]
+
+
+def _sound_front_end(
+    settings: dict[str, Any],
+) -> BeatsFeatureExtractor | EatFeatureExtractor | SoundTowerFeatureExtractor:
+    kind = settings.get("feature_extractor_type")
+    match kind:
+        case "BeatsFeatureExtractor":
+            return BeatsFeatureExtractor(**settings)
+        case "EatFeatureExtractor":
+            return EatFeatureExtractor(**settings)
+        case "SoundTowerFeatureExtractor":
+            return SoundTowerFeatureExtractor(**settings)
+        case _:
+            raise ValueError(
+                f"sound: the front end is {kind!r}; wanted BeatsFeatureExtractor, EatFeatureExtractor or "
+                "SoundTowerFeatureExtractor"
+            )
 
 
 class StapesProcessor(ProcessorMixin):

@@ -107,12 +107,12 @@ class ModelPlan:
         return {**counts, "total": sum(counts.values())}
 
     def is_int8(self, part: Part, weight: Weight) -> bool:
-        """Tell whether a weight is stored as int8: Linears of encoder and LLM whose name holds none of `int8_skip`.
+        """Tell whether a weight is stored as int8: Linears of encoders and LLM whose name holds none of `int8_skip`.
 
         A table that is tied to an int8 head is one with it, unless the family scales its embeddings (Gemma): then both
         stay as they are.
         """
-        if self.int8_skip is None or part not in ("speech_encoder", "language_model"):
+        if self.int8_skip is None or part not in ("speech_encoder", "sound_encoder", "language_model"):
             return False
         names = [f"{part}.{weight.name}"]
         match weight.kind:
@@ -205,7 +205,7 @@ def _read_sound(recipe: Recipe, found: FoundConfig | None) -> SoundShape | None:
     if sound is None:
         raise RecipeError(
             f"{recipe.name}: model.sound_encoder: {recipe.parts.sound_encoder} is a "
-            f"`{found.values.get('model_type')}` model; a sound encoder must be a BEATs or an EAT"
+            f"`{found.values.get('model_type')}` model; only of a BEATs or an EAT the shapes are known here"
         )
     return sound
 

@@ -12,7 +12,7 @@ from ..errors import RecipeError
 from .augmentation import Augment
 from .section import Section
 
-Part = Literal["speech_encoder", "connector", "language_model", "lora"]
+Part = Literal["speech_encoder", "sound_encoder", "connector", "language_model", "lora"]
 
 _STEPS = ("data_check", "base", "eval", "bench", "report")
 _ENCODER_FRAMES_PER_S = 50
@@ -93,8 +93,8 @@ class Model(Section):
     """What the audio language model is made of. Names are Hub ids, or folders if they begin with `.` or `/`."""
 
     speech_encoder: str
-    sound_encoder: str | None = None  # a BEATs or EAT whose tokens join the speech encoder's frames
     llm: str
+    sound_encoder: str | None = None  # beside it: BEATs or EAT, as `stapes convert` writes them, AST, CLAP, HuBERT, …
     connector: Connector
     prompt: str = "chat"  # the LLM's chat template; `plain`: SALMONN's USER/ASSISTANT; or a text with both fields
     audio_token: str | None = None  # a reserved token of the tokenizer; found by itself where possible
@@ -289,6 +289,8 @@ class Recipe(Section):
         hears, has_lora, kind = model.connector.kind != "ctc_compressor", False, model.connector.kind
         for name, stage in self.train.items():
             has_lora |= stage.lora is not None
+            if "sound_encoder" in stage.trainable and model.sound_encoder is None:
+                raise ValueError(f"train.{name}: `trainable` lists sound_encoder, but `model.sound_encoder` is not set")
             if stage.objective == "ctc" and kind != "ctc_compressor":
                 raise ValueError(
                     f"train.{name}: `objective: ctc` teaches a connector of kind ctc_compressor, not {kind}"

@@ -34,6 +34,7 @@ _LATENCIES = {
 _MEMORIES = {"before_load": "before loading", "load_peak": "peak at load", "run_peak": "peak at run"}
 _PARAMETERS = {
     "speech_encoder": "speech encoder",
+    "sound_encoder": "sound encoder",
     "connector": "connector",
     "language_model": "language model",
     "lora": "adapters (LoRA)",

@@ -95,6 +95,8 @@ def check_recipe(recipe: Recipe, path: str) -> None:
         return
     resolve(recipe.parts.speech_encoder)
     resolve(recipe.parts.llm)
+    if recipe.parts.sound_encoder is not None:
+        resolve(recipe.parts.sound_encoder)
 
 
 def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> bool:

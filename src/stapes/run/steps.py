@@ -41,8 +41,6 @@ def refuse_unsupported(recipe: Recipe, where: str) -> None:
     Raises:
         RecipeError: naming the key; `where` is the recipe's file or name.
     """
-    if recipe.model is not None and recipe.model.sound_encoder is not None:
-        raise RecipeError(f"{where}: model.sound_encoder: a run cannot use one yet; `stapes plan` reads the key")
     for name, stage in recipe.train.items():
         if stage.quantization is not None:
             raise RecipeError(
@@ -186,6 +184,7 @@ def _build_arguments(model: Model) -> dict[str, Any]:
     return {
         "speech_encoder": model.speech_encoder,
         "llm": model.llm,
+        "sound_encoder": model.sound_encoder,
         "connector": connector,
         "prompt": model.prompt,
         "audio_token": model.audio_token,

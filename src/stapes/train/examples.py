@@ -63,7 +63,7 @@ class Examples(Dataset[Example]):
         instruction = train_instruction(sample, wording_seed) if self.train else test_instruction(sample)
         transcript = transcript_of(sample)
         if self.cache is None:
-            return Example(instruction, sample.target, input_features=self.features(draw), transcript=transcript)
+            return Example(instruction, sample.target, transcript=transcript, **self.features(draw))
         frames = self.cache.load(self.cache_path(draw))
         if self.augment is not None and (section := self.augment.frames) is not None:
             seed = sample_seed(self.seed, sample.id, draw.draw)
@@ -74,21 +74,28 @@ class Examples(Dataset[Example]):
         """List every sample once, in order."""
         return [Draw(corpus, index, 0) for corpus, own in enumerate(self.corpora) for index in range(len(own))]
 
-    def features(self, draw: Draw) -> Tensor:
-        """Compute the (augmented) log-mel features (M, F) of one draw."""
+    def features(self, draw: Draw) -> dict[str, Tensor]:
+        """Compute the (augmented) features of one draw.
+
+        Returns:
+            `input_features` (M, F), and `sound_features` (F', M') if the model has a sound encoder. SpecAugment masks
+            the former only.
+        """
         sample = self.corpora[draw.corpus][draw.index]
         waveform = load_sample_audio(sample)
         if self.augment is None:
-            return self._log_mel(waveform)
+            return self._features(waveform)
         seed = sample_seed(self.seed, sample.id, self.version(draw))
         waveform = effects.augment(waveform, self._effects, seed)
-        features = self._log_mel(waveform)
-        if (masks := self.augment.spec_augment) is None:
-            return features
-        return effects.spec_augment(features, **masks.model_dump(), seed=seed)
+        features = self._features(waveform)
+        if (masks := self.augment.spec_augment) is not None:
+            log_mel = features["input_features"]
+            features["input_features"] = effects.spec_augment(log_mel, **masks.model_dump(), seed=seed)
+        return features
 
-    def _log_mel(self, waveform: np.ndarray) -> Tensor:
-        return self.processor.feature_extractor([waveform])["input_features"][0]
+    def _features(self, waveform: np.ndarray) -> dict[str, Tensor]:
+        found = self.processor.feature_extractor([waveform])
+        return {name: features[0] for name, features in found.items() if not name.endswith("_mask")}
 
     def version(self, draw: Draw) -> int:
         """Tell which augmented version of its sample a draw sees: a new one each time, or one of `copies` if cached."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ class FeatureCache:
         """Encode what is not stored yet.
 
         Args:
-            model: its frozen speech encoder is used.
+            model: its frozen encoders are used.
             examples: where the features of a draw come from.
             draws: all draws of the coming training.
             share: (rank, number of processes); each process fills its part.
@@ -92,26 +92,30 @@ def feature_path(folder: Path, audio: Sequence[Path], augmentation: tuple[Any, .
 
 
 def encoder_identity(model: StapesForConditionalGeneration, feature_extractor: Any) -> str:
-    """Name an encoder by weights, dtype and front end, so that no other encoder's output is ever taken for its own."""
+    """Name encoders by weights, dtype and front end, so that no other's output is ever taken for theirs."""
     digest = hashlib.sha256(feature_extractor.to_json_string().encode())
     config = model.speech_encoder.config
     # What the weights do not show.
     digest.update(f"{config.encoder_attention_heads} {config.activation_function} {config.scale_embedding}".encode())
-    for name, tensor in sorted(model.speech_encoder.state_dict().items()):
+    weights = {**model.speech_encoder.state_dict()}
+    if model.sound_encoder is not None:
+        digest.update(model.sound_encoder.config.to_json_string(use_diff=False).encode())
+        weights |= {f"sound_encoder.{name}": tensor for name, tensor in model.sound_encoder.state_dict().items()}
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 @torch.inference_mode()
-def _encode_alone(model: StapesForConditionalGeneration, features: Tensor) -> np.ndarray:
-    """Encode one clip's features (M, F): (T, D), float16.
+def _encode_alone(model: StapesForConditionalGeneration, features: Mapping[str, Tensor]) -> np.ndarray:
+    """Encode one clip's features: (T, D), float16.
 
     Not in a batch: its neighbours would depend on what is stored already, and products of another size round
     differently, so that a run cut off while it stored features would end with other weights. On a CPU it costs no time
     (`benchmarks/throughput.py`); on a GPU it will.
     """
-    frames, _ = model.encode(features[None].to(model.device))
+    frames, _ = model.encode(**{name: tensor[None].to(model.device) for name, tensor in features.items()})
     return frames[0].to("cpu", torch.float16).numpy()
 
 

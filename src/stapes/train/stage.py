@@ -222,7 +222,7 @@ def _load_data(
         seed=seed,
     )
     features = None
-    if stage.feature_cache and "speech_encoder" not in stage.trainable:
+    if stage.feature_cache and not {"speech_encoder", "sound_encoder"} & {*stage.trainable}:
         features = FeatureCache(cache / encoder_identity(model, processor.feature_extractor))
     train_set = Examples(corpora, processor, seed, stage.augment, features)
     return sampler, train_set, Examples(valid, processor, seed, cache=features, train=False)

@@ -39,6 +39,11 @@ def resolve(name: str, *, offline: bool = False) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _check_folder(folder)
+    if folder.is_file():
+        raise WeightsError(
+            f"{folder}: is a file, where a folder of a model is wanted; of a published sound encoder `stapes convert "
+            "beats FILE --out DIR` (or `convert eat`) makes one"
+        )
     try:
         validate_repo_id(name)
     except HFValidationError:
