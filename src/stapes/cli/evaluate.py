@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,16 +30,21 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(metavar="EVAL_DIR", help="A finished evaluation on the same samples to compare with.")
     ] = None,
+    protocol: Annotated[
+        Literal["stapes", "nota-v1", "nota-v1.1"],
+        typer.Option(help="`nota-…`: also score as published figures are, into scores_PROTOCOL.json."),
+    ] = "stapes",
     seed: Annotated[int, typer.Option(help="Of the resampling behind intervals and p-values.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print scores.json.")] = False,
 ) -> None:
     """Score a model on manifests: word errors, captions, answers, each with a 95 % interval.
 
-    An interrupted evaluation goes on where it stopped; a finished one is only scored anew.
+    An interrupted evaluation goes on where it stopped; a finished one is only scored anew. SPIDEr needs the package
+    aac-metrics and a Java of its liking; where they are not, what gets them is printed in its place.
 
     Example: `stapes eval runs/tiny/quantize --manifest data/speech_test.jsonl --against runs/tiny/eval/tune`
     """
-    from ..evaluate.predict import evaluate_model
+    from ..evaluate.predict import evaluate_model, score_published
     from ..files import staged_folder
     from ..recipe import Evaluate
     from .printing import print_json, quiet_libraries
@@ -47,8 +53,8 @@ def evaluate(
     defaults = Evaluate.model_fields
     out = out or model.resolve().parent / "eval" / model.resolve().name
 
-    def evaluate_in(folder: Path) -> dict[str, Any]:
-        return evaluate_model(
+    with nullcontext(out) if out.exists() else staged_folder(out, keep_on_error=True) as folder:
+        scores = evaluate_model(
             model,
             manifest,
             folder,
@@ -58,12 +64,8 @@ def evaluate(
             against=against,
             seed=seed,
         )
-
-    if out.exists():
-        scores = evaluate_in(out)
-    else:
-        with staged_folder(out, keep_on_error=True) as work:
-            scores = evaluate_in(work)
+    if protocol != "stapes":
+        scores = score_published(out, protocol, against)
     if as_json:
         print_json(scores)
         return
@@ -76,7 +78,8 @@ def _print_table(scores: dict[str, Any]) -> None:
     from rich.table import Table
 
     paired = scores.get("paired")
-    table = Table(title=scores["variant"])
+    protocol = f", {scores['protocol']}" if "protocol" in scores else ""
+    table = Table(title=f"{scores['variant']}{protocol}")
     for column in ("task", "n", "metric", "value", "95 % interval"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     if paired:
@@ -88,7 +91,7 @@ def _print_table(scores: dict[str, Any]) -> None:
             cells = [
                 task,
                 str(scored["n"]),
-                name,
+                f"{name}{_references(metric)}",
                 f"{metric['value']:.{digits}f}{unit}",
                 f"{metric['low']:.{digits}f} – {metric['high']:.{digits}f}",
             ]
@@ -97,4 +100,21 @@ def _print_table(scores: dict[str, Any]) -> None:
                 value, low, high = (f"{difference[key]:+.{digits}f}" for key in ("difference", "low", "high"))
                 cells += [f"{value} ({low} … {high})", f"{difference['p_value']:.3f}"]
             table.add_row(*cells)
+        for name in scored.get("unavailable", ()):
+            table.add_row(task, str(scored["n"]), name, "unavailable")
     Console().print(table)
+    for task, scored in scores["tasks"].items():
+        for name, metric in scored["metrics"].items():
+            if "printed" in metric:
+                typer.echo(f"{task} {name}: {scores['protocol']} prints `{metric['printed']}`")
+        for name, reason in scored.get("unavailable", {}).items():
+            typer.echo(f"{task} {name} is unavailable: {reason}")
+
+
+def _references(metric: dict[str, Any]) -> str:
+    count = metric.get("references")
+    if count is None:
+        return ""
+    if isinstance(count, list):
+        return f", {count[0]} to {count[1]} references"
+    return f", {count} reference{'' if count == 1 else 's'}"
