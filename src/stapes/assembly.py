@@ -177,8 +177,9 @@ def file_bytes(folder: Path) -> int:
     """
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if (folder / TRAINED_FILE).exists():
-        for source in (read_json(folder / "config.json").get("sources") or {}).values():
-            total += sum(path.stat().st_size for path in weights.resolve(source).glob("*.safetensors"))
+        sources = read_json(folder / "config.json").get("sources") or {}
+        for base in _find_base(folder, sources).values():
+            total += sum(path.stat().st_size for path in base.glob("*.safetensors"))
     return total
 
 
@@ -309,9 +310,9 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
         raise ModelFolderError(
             f"{folder}: config.json names no `sources` for the weights that {TRAINED_FILE} leaves out"
         )
-    _check_base(folder, config.sources)
-    encoder, _ = _load_speech_encoder(config.sources["speech_encoder"], None, dtype)
-    language_model = _load_language_model(config.sources["llm"], dtype)
+    base = _find_base(folder, config.sources)
+    encoder, _ = _load_speech_encoder(str(base["speech_encoder"]), None, dtype)
+    language_model = _load_language_model(str(base["llm"]), dtype)
     with _reading(folder):
         model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -326,21 +327,23 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
     return model
 
 
-def _check_base(folder: Path, sources: dict[str, str]) -> None:
-    """Raise if a name leads to other weights than those the trained part was trained on."""
-    if not (folder / BASE_FILE).exists():
-        return
-    for part, was in _read_object(folder / BASE_FILE).items():
-        found = weights.resolve(sources[part])
+def _find_base(folder: Path, sources: dict[str, str]) -> dict[str, Path]:
+    """Find the weights that a trained part leaves out; raise if a name leads to others than it was trained on."""
+    noted = _read_object(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
+    base: dict[str, Path] = {}
+    for part, name in sources.items():
+        was = noted.get(part)
+        base[part] = found = weights.resolve_again(name, was["source"] if was else {})
         origin = weights.source(found)
         # A Hub revision or a pinned mirror is what it says; only folders have to be read to know them.
-        if origin["from"] != "folder" and {**origin, "date": 0} == {**was["source"], "date": 0}:
+        if not was or (origin["from"] != "folder" and {**origin, "date": 0} == {**was["source"], "date": 0}):
             continue
         if weights.describe(found)["sha256"] != was["sha256"]:
             raise ModelFolderError(
-                f"{folder}: was trained on other weights of `{sources[part]}` than those in {found}; get them back, or "
+                f"{folder}: was trained on other weights of `{name}` than those in {found}; get them back, or "
                 f"delete {BASE_FILE} to use what is there, knowing that answers will differ"
             )
+    return base
 
 
 def _load_strictly(loader: Any, where: str | Path, folder: Path, *, whole: bool = False, **settings: Any) -> Any:

@@ -1,5 +1,5 @@
-"""Weights by name: `resolve` finds or fetches them, `describe` says which they are, `find_config` finds a shape."""
+"""Weights by name: `resolve` finds or fetches them; `describe` and `source` say which they are."""
 
-from .resolve import cache_folder, describe, find_config, resolve, source
+from .resolve import cache_folder, describe, find_config, resolve, resolve_again, source
 
-__all__ = ["cache_folder", "describe", "find_config", "resolve", "source"]
+__all__ = ["cache_folder", "describe", "find_config", "resolve", "resolve_again", "source"]
