@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+_Protocol = Annotated[
+    Literal["stapes", "nota-v1", "nota-v1.1"],
+    typer.Option(help="`nota-…`: also score as published figures are, into scores_PROTOCOL.json."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,17 +41,13 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(metavar="EVAL_DIR", help="A finished evaluation on the same samples to compare with.")
     ] = None,
-    protocol: Annotated[
-        Literal["stapes", "nota-v1", "nota-v1.1"],
-        typer.Option(help="`nota-…`: also score as published figures are, into scores_PROTOCOL.json."),
-    ] = "stapes",
+    protocol: _Protocol = "stapes",
     seed: Annotated[int, typer.Option(help="Of the resampling behind intervals and p-values.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print scores.json.")] = False,
 ) -> None:
     """Score a model on manifests: word errors, captions, answers, each with a 95 % interval.
 
-    An interrupted evaluation goes on where it stopped; a finished one is only scored anew. SPIDEr needs the package
-    aac-metrics and a Java of its liking; where they are not, what gets them is printed in its place.
+    An interrupted evaluation goes on where it stopped; a finished one is only scored anew. SPIDEr needs aac-metrics.
 
     Example: `stapes eval runs/tiny/quantize --manifest data/speech_test.jsonl --against runs/tiny/eval/tune`
     """
@@ -59,19 +61,17 @@ def evaluate(
     folder = find_model(model)
     out = out or (Path() if model is None else folder.resolve().parent) / "eval" / folder.resolve().name
 
-    def evaluate_in(work: Path) -> dict[str, Any]:
-        return evaluate_model(
-            folder,
-            manifest,
-            work,
-            batch_size=batch_size or defaults["batch_size"].default,
-            max_new_tokens=max_new_tokens or defaults["max_new_tokens"].default,
-            limit=limit,
-            against=against,
-            seed=seed,
-        )
-
-    scores = _make_or_go_on(out, evaluate_in)
+    make = partial(
+        evaluate_model,
+        folder,
+        manifest,
+        batch_size=batch_size or defaults["batch_size"].default,
+        max_new_tokens=max_new_tokens or defaults["max_new_tokens"].default,
+        limit=limit,
+        against=against,
+        seed=seed,
+    )
+    scores = _make_or_go_on(out, make)
     if protocol != "stapes":
         scores = score_published(out, protocol, against)
     if as_json:
@@ -81,13 +81,13 @@ def evaluate(
     typer.echo(out)
 
 
-def _make_or_go_on(out: Path, evaluate_in: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def _make_or_go_on(out: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     from ..files import staged_folder
 
     if out.exists():
-        return evaluate_in(out)
+        return make(out)
     with staged_folder(out, keep_on_error=True) as work:
-        return evaluate_in(work)
+        return make(work)
 
 
 def _print_table(scores: dict[str, Any]) -> None:
