@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from stapes.cli.main import app
 from stapes.data.sample import load_manifest
-from stapes.errors import ManifestError, UsageError
+from stapes.errors import AudioError, ManifestError, UsageError
 
 
 @pytest.fixture
@@ -116,3 +116,22 @@ def test_import_makes_a_manifest(manifest):
     assert done.stderr.startswith(f"left out: {folder}, split train, row 1: column `audio`: ")
     assert [sample.target for sample in load_manifest(out / "train.jsonl")] == ["hello"]
     assert json.loads(run("import", folder, out / "2", "--limit", "1", "--json").stdout)["num_samples"] == 1
+
+
+def test_prepare_makes_manifests_and_says_what_it_left_out(manifest):
+    root, out = manifest.parent / "clotho", manifest.parent / "data/clotho"
+    (root / "development").mkdir(parents=True)
+    (root / "development/good.wav").write_bytes((manifest.parent / "good.wav").read_bytes())
+    heading = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n"
+    rows = "good.wav,a,b,c,d,e\ngone.wav,a,b,c,d,e\n"
+    (root / "clotho_captions_development.csv").write_text(heading + rows)
+    assert isinstance(run("prepare", "clotho", root, "--out", out).exception, AudioError)
+    assert not out.parent.exists()
+    done = run("prepare", "clotho", root, "--out", out, "--skip-missing")
+    assert done.stdout == f"5 samples: {out / 'stage1.jsonl'}\n5 samples: {out / 'stage2.jsonl'}\n"
+    assert done.stderr.startswith(f"left out: {root / 'clotho_captions_development.csv'}:3: no `gone.wav` in ")
+    assert run("check", out / "stage1.jsonl").exit_code == 0
+    again = run(
+        "prepare", "clotho", root, "--out", out.with_name("2"), "--skip-missing", "--split", "development", "--json"
+    )
+    assert json.loads(again.stdout)["manifests"] == {str(out.with_name("2") / f"stage{n}.jsonl"): 5 for n in (1, 2)}

@@ -256,3 +256,35 @@ def test_the_help_tells_the_defaults_of_a_recipe() -> None:
     text = " ".join(CliRunner().invoke(app, ["eval", "--help"], env={"COLUMNS": "300"}).stdout.split())
     assert f"Samples at once, {Evaluate.model_fields['batch_size'].default} unless given" in text
     assert f"tokens of answer, {Evaluate.model_fields['max_new_tokens'].default} unless given" in text
+
+
+def test_the_published_scorings_stand_beside_our_own(manifest: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    arguments = ["eval", str(tiny_model_folder), "--manifest", str(manifest), "--max-new-tokens", "4"]
+    printed = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "a"), "--protocol", "nota-v1", "--json"])
+    scores = json.loads(printed.stdout)
+    assert scores == read_json(tmp_path / "a/scores_nota-v1.json")
+    assert (scores["protocol"], list(scores["tasks"]["asr"]["metrics"])) == ("nota-v1", ["wer"])
+    assert list(scores["tasks"]["audiocaption"]["metrics"]) == ["cider_d_x100"]
+    assert scores["tasks"]["qa"]["unavailable"] == {"exact_match": "nota-v1 scores asr and audiocaption only"}
+    ours = read_json(tmp_path / "a/scores.json")
+    assert "protocol" not in ours
+    assert list(ours["tasks"]["asr"]["metrics"]) == ["wer", "cer"]
+    again = [*arguments, "--out", str(tmp_path / "a"), "--protocol", "nota-v1", "--against", str(tmp_path / "a")]
+    shown = CliRunner().invoke(app, again, env={"COLUMNS": "200"})
+    assert "cider_d_x100, 1 reference" in shown.stdout
+    wer = scores["tasks"]["asr"]["metrics"]["wer"]["value"]
+    assert f"asr wer: nota-v1 prints `WER: {wer:.4f}%`" in shown.stdout
+    assert "qa exact_match is unavailable: nota-v1 scores asr and audiocaption only" in shown.stdout
+    assert read_json(tmp_path / "a/scores_nota-v1.json")["paired"]["metrics"]["asr.wer"]["difference"] == 0.0
+
+
+def test_further_references_reach_the_predictions(manifest: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if '"audiocaption"' in line]
+    lines[0]["references"] = ["a second caption"]
+    several = manifest.with_name("several.jsonl")
+    several.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]), encoding="utf-8")
+    scores = evaluate_model(tiny_model_folder, [several], tmp_path, **SETTINGS)
+    assert scores["tasks"]["audiocaption"]["metrics"]["cider_d"]["references"] == [1, 2]
+    first, second = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(first)["references"] == ["a second caption"]
+    assert "references" not in json.loads(second)

@@ -1,4 +1,4 @@
-"""`stapes data check`, `stats`, `import`, `synth`, `degrade`: look at data before training on it, fetch it, make it."""
+"""`stapes data check`, `stats`, `prepare`, `import`, `synth`, `degrade`: look at data, get it, make it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 def register(app: typer.Typer) -> None:
     """Add this module's verbs to the program."""
-    verbs = typer.Typer(help="Check, picture, import, synthesize and degrade data.", no_args_is_help=True)
+    verbs = typer.Typer(help="Check, picture, prepare, import, synthesize and degrade data.", no_args_is_help=True)
     verbs.command()(check)
     verbs.command()(stats)
+    verbs.command()(prepare)
     verbs.command("import")(import_)
     verbs.command()(synth)
     verbs.command()(degrade)
@@ -102,6 +103,50 @@ def stats(
             f"{row['num_different_words']} different"
         )
     typer.echo(f"page: {page}")
+
+
+def prepare(
+    corpus: Annotated[
+        Literal["librispeech", "gigaspeech", "wavcaps", "audiocaps", "clotho", "musicnet", "salmonn"],
+        typer.Argument(help="Which corpus; `salmonn`: SALMONN's annotation files, whose paths begin in ROOT."),
+    ],
+    root: Annotated[Path, typer.Argument(help="The corpus's folder, as it is released and unpacked.")],
+    out: Annotated[Path, typer.Option(help="Folder to make, for the manifests and clips that are cut.", metavar="DIR")],
+    split: Annotated[
+        list[str] | None, typer.Option(help="Take only this part, e.g. test-other; may be given several times.")
+    ] = None,
+    annotation: Annotated[
+        list[Path] | None, typer.Option(help="With `salmonn`: a JSON file; may be given several times.")
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out samples without usable audio; else they are an error.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Write manifests for both stages of training, for validation and test, from a corpus as it is released.
+
+    Audio stays where it is and is named by relative paths; only out of GigaSpeech's and MusicNet's long recordings
+    clips are cut, as FLAC. What each corpus gives: docs/data.md.
+
+    Example: `stapes data prepare librispeech /data/LibriSpeech --out corpora/librispeech`
+    """
+    from ..data.prepare import write_reading
+    from ..data.released import read_corpus
+    from .printing import print_json
+
+    reading = read_corpus(corpus, root, split or (), annotation or ())
+    with _progress_bar("preparing") as progress:
+        done = write_reading(reading, out, skip_missing=skip_missing, progress=progress)
+    for note in done.notes:
+        typer.echo(f"left out: {note}", err=True)
+    for message in done.missing:
+        typer.echo(f"left out: {message}", err=True)
+    if as_json:
+        manifests = {str(path): count for path, count in done.manifests.items()}
+        print_json({"manifests": manifests, "missing": list(done.missing), "left_out": list(done.notes)})
+        return
+    for path, count in done.manifests.items():
+        typer.echo(f"{count} samples: {path}")
 
 
 def import_(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import StapesError
-from . import bench, convert, data, demo, evaluate, plan, report, run, talk
+from . import ablate, bench, convert, data, demo, evaluate, plan, report, run, talk
 
 _HELP = """Build, train, compress, measure and compare light-weight audio language models.
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verbs in (run, plan, data, convert, evaluate, bench, report, talk, demo):
+for _verbs in (run, plan, ablate, data, convert, evaluate, bench, report, talk, demo):
     _verbs.register(app)
 
 

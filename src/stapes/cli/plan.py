@@ -61,13 +61,12 @@ def plan(
     if not recipes and not search and not calibrate:
         raise UsageError("name a recipe, or `--search` with a `--budget`, or `--calibrate`")
     target = find_device(device or ("v100-32gb" if protocol == "nota" else "cpu"), threads)
-    if protocol == "nota" and target.kind == "cpu":
-        raise UsageError("--protocol nota is measured on a GPU; name one with --device, e.g. v100-32gb")
+    check_protocol(protocol, target)
     if calibrate:
         _calibrate(threads)
     if not recipes and not search:
         return
-    predict = _predictor(target, protocol, dtype, audio_s, drop_layers)
+    predict = make_predictor(target, protocol, dtype, audio_s, drop_layers)
     small_weights = "nf4" if target.kind == "cuda" else "int8"
     if search:
         listed = list(compose_recipes(small_weights))
@@ -90,9 +89,22 @@ def _calibrate(threads: int | None) -> None:
     typer.echo(f"kept in {calibrate(cpu.num_threads)}", err=True)
 
 
-def _predictor(
+def check_protocol(protocol: Literal["stapes", "nota"], device: Any) -> None:
+    """Refuse a protocol that is not measured on a device.
+
+    Raises:
+        UsageError: for `nota` on a CPU.
+    """
+    from ..errors import UsageError
+
+    if protocol == "nota" and device.kind == "cpu":
+        raise UsageError("--protocol nota is measured on a GPU; name one with --device, e.g. v100-32gb")
+
+
+def make_predictor(
     device: Any, protocol: Literal["stapes", "nota"], dtype: Any, audio_s: float | None, drop_layers: float
 ) -> Callable[[Recipe], list[Prediction]]:
+    """Make the function that predicts the variants of a recipe, with what was said on the command line."""
     from ..plan import default_workload, plan_models, predict, read_calibration
     from ..recipe import Bench
 

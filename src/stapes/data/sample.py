@@ -33,6 +33,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "target": str,
     "source": str,
     "extra_audio": list,
+    "references": list,
 }
 _REQUIRED = ("id", "audio", "target")
 
@@ -65,6 +66,7 @@ class Sample:
         target: what the model is to say.
         source: where it comes from: a corpus, a speaker, a collection.
         extra_audio: further clips, to be heard after `audio` with 0.1 s of silence between them.
+        references: what would be as right as `target`; captions are scored against all, training uses `target` alone.
         where: `manifest.jsonl:12`, for messages.
         others: what else the manifest line holds; not used, but written back by `write_manifest`.
     """
@@ -77,29 +79,35 @@ class Sample:
     target: str
     source: str | None = None
     extra_audio: tuple[Path, ...] = ()
+    references: tuple[str, ...] = ()
     where: str = field(default="", compare=False)
     others: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
-def load_manifest(path: str | Path) -> list[Sample]:
+def load_manifest(path: str | Path, audio_root: Path | None = None) -> list[Sample]:
     """Read a manifest: JSON Lines, or one JSON document of the SALMONN family. No audio is opened.
 
     A line is an object with `id`, `audio` (relative to the manifest's folder), `target` and, if wanted, `task` (asr),
-    `duration_s`, `prompt`, `source` and `extra_audio`. A SALMONN document is `{"annotation": [{"path", "text",
-    "task"?, "Q"?, "testset_id"?, "expand_wav"?}]}`. Keys that are not known are ignored, with one warning.
+    `duration_s`, `prompt`, `source`, `extra_audio` and `references`. A SALMONN document is `{"annotation": [{"path",
+    "text", "task"?, "Q"?, "testset_id"?, "expand_wav"?}]}`. Keys that are not known are ignored, with one warning.
+
+    Args:
+        path: the manifest.
+        audio_root: where the paths of a SALMONN document begin, also those that begin with `/`, as its `prefix` does;
+            None for the document's folder.
 
     Raises:
         ManifestError: for a missing or empty file, or the first line that is wrong.
     """
     samples = []
-    for entry in parse_manifest(path):
+    for entry in parse_manifest(path, audio_root):
         if isinstance(entry, ManifestError):
             raise entry
         samples.append(entry)
     return samples
 
 
-def parse_manifest(path: str | Path) -> Iterator[Sample | ManifestError]:
+def parse_manifest(path: str | Path, audio_root: Path | None = None) -> Iterator[Sample | ManifestError]:
     """Go through a manifest line by line; a line that is wrong is given as an error, and the next ones follow.
 
     Raises:
@@ -122,7 +130,7 @@ def parse_manifest(path: str | Path) -> Iterator[Sample | ManifestError]:
             if annotations is None:
                 yield _parse_line(path, f"{path}:{number}", cast(bytes, raw))
             else:
-                yield _parse_annotation(path, f"{path}:annotation[{number}]", number, raw)
+                yield _parse_annotation(path.parent, audio_root, f"{path}:annotation[{number}]", number, raw)
         except ManifestError as error:
             yield error
     if num_entries == 0:
@@ -237,6 +245,9 @@ def _parse_line(path: Path, where: str, line: bytes) -> Sample:
     extra_audio = entry.get("extra_audio") or []
     for extra in extra_audio:
         _require_type(where, "extra_audio[…]", extra, str)
+    references = entry.get("references") or []
+    for reference in references:
+        _require_type(where, "references[…]", reference, str)
     return Sample(
         id=entry["id"],
         audio=path.parent / entry["audio"],
@@ -246,12 +257,13 @@ def _parse_line(path: Path, where: str, line: bytes) -> Sample:
         target=entry["target"],
         source=entry.get("source"),
         extra_audio=tuple(path.parent / extra for extra in extra_audio),
+        references=tuple(references),
         where=where,
         others=others,
     )
 
 
-def _parse_annotation(path: Path, where: str, number: int, entry: Any) -> Sample:
+def _parse_annotation(folder: Path, audio_root: Path | None, where: str, number: int, entry: Any) -> Sample:
     entry = _require_object(where, entry, ("path", "text"))
     for key in ("path", "text", "task", "Q"):
         if entry.get(key) is not None:
@@ -268,17 +280,21 @@ def _parse_annotation(path: Path, where: str, number: int, entry: Any) -> Sample
     _require_type(where, "expand_wav", expand_wav, list)
     for extra in expand_wav:
         _require_type(where, "expand_wav[…]", extra, str)
+
+    def audio(name: str) -> Path:
+        return folder / name if audio_root is None else audio_root / name.lstrip("/")
+
     stem = Path(entry["path"]).stem
     return Sample(
         # One clip may have several entries, so a file's name alone is not unique.
         id=str(entry.get("testset_id") or f"{stem}-{number}"),
-        audio=path.parent / entry["path"],
+        audio=audio(entry["path"]),
         duration_s=None,
         task=task,
         prompt=prompt,
         target=entry["text"],
         source=entry.get("source") if isinstance(entry.get("source"), str) else None,
-        extra_audio=tuple(path.parent / extra for extra in expand_wav),
+        extra_audio=tuple(map(audio, expand_wav)),
         where=where,
     )
 
@@ -293,6 +309,7 @@ def _to_line(sample: Sample, folder: Path) -> dict[str, Any]:
         "target": sample.target,
         "source": sample.source,
         "extra_audio": [_relative(extra, folder) for extra in sample.extra_audio] or None,
+        "references": list(sample.references) or None,
     }
     return {key: value for key, value in line.items() if value is not None} | dict(sample.others)
 

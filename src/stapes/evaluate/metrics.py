@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import StapesError
 from .cider import cider_d
 from .normalize import normalize_answer, normalize_english
+from .spider import spider
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ def exact_matches(references: Sequence[str], hypotheses: Sequence[str]) -> PerSa
 def caption_scores(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> PerSample:
     """CIDEr-D of captions, from 0 to 10, with `tokenize_caption`; see `cider_d` for what it depends on."""
     scores = cider_d(hypotheses, references)
+    return PerSample(scores, np.ones(len(scores)), unit="", better="higher")
+
+
+def spider_scores(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> PerSample:
+    """SPIDEr of captions, from 0 to 5.5, with `tokenize_caption`; see `spider` for what it needs."""
+    scores = spider(hypotheses, references)
     return PerSample(scores, np.ones(len(scores)), unit="", better="higher")
 
 

@@ -18,6 +18,7 @@ from ..environment import environment
 from ..errors import ManifestError, ModelFolderError, StapesError
 from ..files import read_json, write_json, write_text
 from ..inference import AudioLM, load
+from .nota import NotaProtocol
 from .score import Prediction, check_same_samples, compare, read_predictions, score_predictions
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -136,6 +137,31 @@ def evaluate_model(
     return scores
 
 
+def score_published(out_dir: Path, protocol: NotaProtocol, against: Path | None) -> dict[str, Any]:
+    """Score a finished evaluation anew as published figures are; writes `scores_PROTOCOL.json` beside `scores.json`.
+
+    Args:
+        out_dir: the folder of the evaluation.
+        protocol: which published scoring.
+        against: the folder of another one on the same samples, to compare with.
+
+    Returns:
+        What the file holds: as `scores.json`, with `protocol`, and with each metric the line the evaluator prints.
+
+    Raises:
+        StapesError: if the evaluation is not finished, or the two are not about the same samples.
+    """
+    scores = read_json(out_dir / SCORES_FILE) | {"protocol": protocol}
+    predictions, seed = read_predictions(out_dir / PREDICTIONS_FILE), scores["seed"]
+    scores["tasks"] = score_predictions(predictions, seed=seed, protocol=protocol)
+    scores.pop("paired", None)
+    if against is not None:
+        others, name = read_predictions(against / PREDICTIONS_FILE), read_json(against / SCORES_FILE)["variant"]
+        scores["paired"] = compare(predictions, others, against=name, seed=seed, protocol=protocol)
+    write_json(out_dir / f"scores_{protocol}.json", scores)
+    return scores
+
+
 def load_samples(manifests: Sequence[Path], limit: int | None) -> list[Sample]:
     """Read the first `limit` samples of each manifest, or all.
 
@@ -179,7 +205,7 @@ def _answer(audio_lm: AudioLM, batch: Sequence[Sample], max_new_tokens: int) -> 
     waveforms = [load_sample_audio(sample) for sample in batch]
     answers = audio_lm.answer(waveforms, instructions, max_new_tokens=max_new_tokens)
     for sample, instruction, answer in zip(batch, instructions, answers, strict=True):
-        yield {
+        prediction: Prediction = {
             "id": sample.id,
             "task": sample.task,
             "audio": str(sample.audio),
@@ -189,6 +215,9 @@ def _answer(audio_lm: AudioLM, batch: Sequence[Sample], max_new_tokens: int) -> 
             "num_tokens": answer.num_tokens,
             "truncated": answer.truncated,
         }
+        if sample.references:
+            prediction["references"] = list(sample.references)
+        yield prediction
 
 
 def _partial(out_path: Path) -> Path:

@@ -11,11 +11,12 @@ from ..data.sample import TASKS, Task
 from ..errors import StapesError
 from .bootstrap import interval, paired_difference
 from .metrics import PerSample
-from .tasks import measure
+from .nota import nota_line
+from .tasks import Protocol, measure, unavailable
 
 
-class Prediction(TypedDict):
-    """A line of `predictions.jsonl`.
+class _Answer(TypedDict):
+    """What each line of `predictions.jsonl` holds.
 
     Attributes:
         id, task, target: those of the sample.
@@ -36,6 +37,16 @@ class Prediction(TypedDict):
     truncated: bool
 
 
+class Prediction(_Answer, total=False):
+    """A line of `predictions.jsonl`.
+
+    Attributes:
+        references: further targets of the sample, if it has some.
+    """
+
+    references: list[str]
+
+
 def read_predictions(path: Path) -> list[Prediction]:
     """Read a `predictions.jsonl`.
 
@@ -50,24 +61,34 @@ def read_predictions(path: Path) -> list[Prediction]:
     return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
-def score_predictions(predictions: Sequence[Prediction], *, seed: int) -> dict[str, Any]:
+def score_predictions(predictions: Sequence[Prediction], *, seed: int, protocol: Protocol = "stapes") -> dict[str, Any]:
     """Score predictions task by task.
 
     Returns:
         The `tasks` part of `scores.json`: for each task n and its metrics with value, 95 % interval, unit and which
-        way is better. Empty if there are no predictions.
+        way is better, and `unavailable`: which metrics cannot be had here, and why. Empty if there are no predictions.
 
     Raises:
         StapesError: if a metric has nothing to count against.
     """
-    return {
-        task: {"n": len(chosen), "metrics": _describe(_measure(task, chosen), seed)}
-        for task, chosen in _by_task(predictions).items()
-    }
+    scored: dict[str, Any] = {}
+    for task, chosen in _by_task(predictions).items():
+        scored[task] = {
+            "n": len(chosen),
+            "metrics": _describe(_measure(task, chosen, protocol), chosen, seed, protocol),
+        }
+        if missing := unavailable(task, protocol, len(chosen)):
+            scored[task]["unavailable"] = missing
+    return scored
 
 
 def compare(
-    predictions: Sequence[Prediction], others: Sequence[Prediction], *, against: str, seed: int
+    predictions: Sequence[Prediction],
+    others: Sequence[Prediction],
+    *,
+    against: str,
+    seed: int,
+    protocol: Protocol = "stapes",
 ) -> dict[str, Any]:
     """Compare a variant with another on the same samples.
 
@@ -76,6 +97,7 @@ def compare(
         others: of the one that it is compared with, in any order.
         against: the other's name.
         seed: of the resampling.
+        protocol: how both are scored.
 
     Returns:
         The `paired` part of `scores.json`: for each metric the difference (variant minus other), its 95 % interval and
@@ -93,8 +115,8 @@ def compare(
     theirs = _by_task([by_id[prediction["id"]] for prediction in predictions])
     metrics = {}
     for task, chosen in _by_task(predictions).items():
-        other = _measure(task, theirs[task])
-        for name, metric in _measure(task, chosen).items():
+        other = _measure(task, theirs[task], protocol)
+        for name, metric in _measure(task, chosen, protocol).items():
             difference = paired_difference(metric, other[name], seed=seed)
             metrics[f"{task}.{name}"] = {
                 "difference": difference.value,
@@ -154,17 +176,26 @@ def _by_task(predictions: Sequence[Prediction]) -> dict[Task, list[Prediction]]:
     return chosen
 
 
-def _measure(task: Task, predictions: Sequence[Prediction]) -> dict[Any, PerSample]:
-    return measure(task, [p["target"] for p in predictions], [p["text"] for p in predictions])
+def _references(prediction: Prediction) -> list[str]:
+    return [prediction["target"], *prediction.get("references", ())]
 
 
-def _describe(metrics: dict[Any, PerSample], seed: int) -> dict[str, Any]:
-    described = {}
+def _measure(task: Task, predictions: Sequence[Prediction], protocol: Protocol) -> dict[Any, PerSample]:
+    return measure(task, [_references(p) for p in predictions], [p["text"] for p in predictions], protocol)
+
+
+def _describe(
+    metrics: dict[Any, PerSample], predictions: Sequence[Prediction], seed: int, protocol: Protocol
+) -> dict[str, Any]:
+    described: dict[str, Any] = {}
+    counts = {len(_references(prediction)) for prediction in predictions} if protocol == "stapes" else {1}
     for name, metric in metrics.items():
         value = metric.value
         low, high = interval(metric, seed=seed)
         described[name] = {"value": value, "low": low, "high": high, "unit": metric.unit, "better": metric.better}
-    if "cider_d" in described:
-        # A manifest holds one target a sample; figures with five references are higher and do not compare.
-        described["cider_d"]["references"] = 1
+        if name in ("cider_d", "cider_d_x100", "spider"):
+            # Figures with five references are higher than those with one and do not compare.
+            described[name]["references"] = min(counts) if len(counts) == 1 else [min(counts), max(counts)]
+        if protocol != "stapes":
+            described[name]["printed"] = nota_line(name, value, protocol)
     return described

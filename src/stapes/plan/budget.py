@@ -186,9 +186,12 @@ def _single_changes(recipe: Recipe, small_weights: SmallWeights) -> list[tuple[s
 
 def _shorter_connectors(recipe: Recipe) -> list[dict[str, Any]]:
     connector = recipe.parts.connector.model_dump(mode="json")
-    if connector["kind"] == "stacked_mlp":
-        return [{**connector, "stack": stack} for stack in (10, 16) if stack > connector["stack"]]
-    return [{**connector, "window_s": window} for window in (0.5, 1.0) if window > connector["window_s"]]
+    key, longer = {
+        "stacked_mlp": ("stack", (10, 16)),
+        "windowed_qformer": ("window_s", (0.5, 1.0)),
+        "ctc_compressor": ("slot_s", (0.24, 0.32)),
+    }[connector["kind"]]
+    return [{**connector, key: value} for value in longer if value > connector[key]]
 
 
 WHISPERS = (

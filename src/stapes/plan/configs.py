@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from ..errors import WeightsError
 from ..files import read_json
 from ..weights import find_config
 from .published import PUBLISHED
+
+# As in model/ctc_vocabulary.py, which needs a tokenizer that is loaded.
+_PIECE = re.compile(r"Ġ?[a-z']+|Ġ")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,43 @@ def read_config(name: str) -> FoundConfig:
         f"shape of `{name}`: no config.json in a folder of that name, the Hub's cache or ours, "
         f"and not one of the {len(PUBLISHED)} published shapes; {hint}"
     )
+
+
+def count_ctc_pieces(name: str, merges: int) -> int:
+    """Count the pieces of words that a `ctc_compressor` hears with the LLM called `name`, as `CTCVocabulary` does.
+
+    Args:
+        name: of the LLM.
+        merges: how many of its BPE's merges make pieces.
+
+    Raises:
+        WeightsError: if neither its tokenizer.json is on disk nor the published table has the count, or the tokenizer
+            is not byte-level BPE.
+    """
+    path = find_config(name)
+    tokenizer = path.parent / "tokenizer.json" if path else None
+    if tokenizer is not None and tokenizer.exists():
+        return _count_pieces(tokenizer, merges)
+    known = PUBLISHED.get(name, {}).get("ctc_pieces", {})
+    if merges in known:
+        return known[merges]
+    counted = f"; the published table has it for {', '.join(map(str, known))} merges" if known else ""
+    raise WeightsError(
+        f"pieces of `{name}` for a ctc_compressor with {merges} merges: no tokenizer.json in a folder of that name, "
+        f"the Hub's cache or ours{counted}; fetch it once (`hf download {name} config.json tokenizer.json`)"
+    )
+
+
+def _count_pieces(path: Path, merges: int) -> int:
+    settings = read_json(path)
+    model = settings["model"]
+    if model["type"] != "BPE" or "ByteLevel" not in json.dumps(settings.get("pre_tokenizer")):
+        raise WeightsError(
+            f"{path}: not byte-level BPE, from whose merges a ctc_compressor's pieces come; take another LLM or "
+            "another kind of connector"
+        )
+    made = {"".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in model["merges"][:merges]}
+    return sum((len(piece) == 1 or piece in made) and bool(_PIECE.fullmatch(piece)) for piece in model["vocab"])
 
 
 def _tokenizer_length(folder: Path) -> dict[str, int]:

@@ -1,11 +1,10 @@
-"""Shapes of connectors: SALMONN's windowed Q-Former and Ultravox's stacked MLP."""
+"""Shapes of connectors: SALMONN's windowed Q-Former, Ultravox's stacked MLP, and the CTC compressor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import RecipeError
 from ..recipe import CTCCompressor, StackedMLP, WindowedQFormer
 from .shapes import Weight, layer_norm, linear
 
@@ -102,16 +101,79 @@ class MLPShape:
         return self.num_windows(num_frames)
 
 
-ConnectorShape = QFormerShape | MLPShape
+@dataclass(frozen=True)
+class CTCCompressorShape:
+    """A Transformer over every few frames, and embeddings of the pieces it hears; one slot for each K frames.
+
+    Attributes:
+        input_width: D, of speech and sound encoder together.
+        output_width: D_llm.
+        frames_per_window: K, of a slot.
+        stride: frames to one step of CTC.
+        num_pieces: C, pieces of words that CTC hears.
+        width, num_layers, num_heads, ffn_width: of the Transformer.
+    """
+
+    input_width: int
+    output_width: int
+    frames_per_window: int
+    stride: int
+    num_pieces: int
+    width: int
+    num_layers: int
+    num_heads: int
+    ffn_width: int
+
+    def weights(self) -> list[Weight]:
+        """List the tensors."""
+        D, D_llm = self.width, self.output_width
+        listed = [
+            *layer_norm("norm_in", self.input_width),
+            Weight("conv.weight", (D, self.input_width, 2 * self.stride)),
+            Weight("conv.bias", (D,)),
+        ]
+        for layer in range(self.num_layers):
+            at = f"layers.{layer}"
+            listed += [*layer_norm(f"{at}.norm_1", D), *linear(f"{at}.qkv", D, 3 * D), *linear(f"{at}.out", D, D)]
+            listed += layer_norm(f"{at}.norm_2", D)
+            listed += [*linear(f"{at}.up", D, self.ffn_width), *linear(f"{at}.down", self.ffn_width, D)]
+        return [
+            *listed,
+            *layer_norm("norm_out", D),
+            *linear("head", D, 1 + self.num_pieces),
+            Weight("token_embeddings.weight", (self.num_pieces, D_llm)),
+            *linear("detail", D, D_llm, bias=False),
+            *linear("sound_in", self.input_width, D),
+            *linear("sound_out", D, D_llm),
+            Weight("norm_sound.weight", (D_llm,)),
+        ]
+
+    def num_steps(self, num_frames: int) -> int:
+        """Count the steps S of CTC in T encoder frames."""
+        return -(-num_frames // self.stride)
+
+    def num_windows(self, num_frames: int) -> int:
+        """Count the slots of T encoder frames."""
+        return -(-num_frames // self.frames_per_window)
+
+    def num_tokens(self, num_frames: int) -> int:
+        """Count the audio tokens A of T encoder frames: one a slot, whatever is said."""
+        return self.num_windows(num_frames)
+
+
+ConnectorShape = QFormerShape | MLPShape | CTCCompressorShape
 
 
 def read_connector(
-    section: WindowedQFormer | StackedMLP | CTCCompressor, input_width: int, output_width: int
+    section: WindowedQFormer | StackedMLP | CTCCompressor, input_width: int, output_width: int, num_pieces: int = 0
 ) -> ConnectorShape:
     """Build the shape of a recipe's connector between encoders and LLM of these widths.
 
-    Raises:
-        RecipeError: if the planner does not know the kind.
+    Args:
+        section: the recipe's.
+        input_width: D, of speech and sound encoder together.
+        output_width: D_llm.
+        num_pieces: what a `ctc_compressor` hears; see `count_ctc_pieces`.
     """
     match section:
         case WindowedQFormer():
@@ -129,6 +191,14 @@ def read_connector(
         case StackedMLP():
             return MLPShape(input_width, output_width, section.stack, section.hidden_size)
         case CTCCompressor():
-            raise RecipeError(
-                "model.connector: `stapes plan` cannot predict a ctc_compressor yet; `stapes run` measures it"
+            return CTCCompressorShape(
+                input_width=input_width,
+                output_width=output_width,
+                frames_per_window=section.frames_per_slot,
+                stride=section.stride,
+                num_pieces=num_pieces,
+                width=section.hidden_size,
+                num_layers=section.num_layers,
+                num_heads=section.num_heads,
+                ffn_width=section.intermediate_size,
             )

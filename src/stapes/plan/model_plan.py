@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import RecipeError
-from ..recipe import MergeLora, Model, Quantize, Recipe
-from .configs import FoundConfig, read_config
+from ..recipe import CTCCompressor, MergeLora, Model, Quantize, Recipe
+from .configs import FoundConfig, count_ctc_pieces, read_config
 from .connector import ConnectorShape, read_connector
 from .encoders import (
     ENCODER_FRAMES_PER_S,
@@ -167,12 +167,14 @@ def _plan_trained(recipe: Recipe) -> ModelPlan:
     if quantizations and quantization is None:
         quantization = Quantization(quantizations[-1].kind, double_quant=quantizations[-1].double_quant)
     width = speech.width + (sound.width if sound else 0)
+    connector = model.connector
+    pieces = count_ctc_pieces(model.llm, connector.merges) if isinstance(connector, CTCCompressor) else 0
     return ModelPlan(
         recipe=recipe.name,
         variant=list(recipe.train)[-1],
         speech=speech,
         sound=sound,
-        connector=read_connector(model.connector, width, llm.width),
+        connector=read_connector(model.connector, width, llm.width, pieces),
         llm=llm,
         adapters=Adapters(loras[-1].r, loras[-1].target_modules) if loras else None,
         quantization=quantization,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from .allocator import Block, Memory, Peak
-from .connector import QFormerShape
+from .connector import MLPShape, QFormerShape
 from .encoders import SAMPLE_RATE_HZ, BeatsShape
 from .model_plan import ModelPlan
 from .shapes import Weight, stored_bytes
@@ -297,8 +297,12 @@ class _Replay:
                 made += [self._take(connector.width, connector.width) for _ in range(6)]
                 made += [self._take(connector.width, connector.ffn_width) for _ in range(2)]
                 drop(*[self._linear(windows, D, connector.width) for _ in range(2)])
-        else:
+        elif isinstance(connector, MLPShape):
             drop(self._linear(rows, D * connector.frames_per_window, connector.width))
+        else:  # the published implementation has none: what ours would take there
+            S = connector.num_steps(T)
+            drop(self._linear(S, connector.width, connector.ffn_width))
+            drop(*[self._take(S, 1 + connector.num_pieces, size=_FULL) for _ in range(3)])
         drop(*made, *unfolded)
 
     def _run_llm(self) -> None:

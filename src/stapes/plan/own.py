@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from .allocator import Block, Memory, Peak
-from .connector import QFormerShape
+from .connector import CTCCompressorShape, QFormerShape
 from .encoders import BeatsShape
 from .model_plan import PARTS, ModelPlan, Part
 from .shapes import DTYPE_BYTES, DType, Weight, stored_bytes
@@ -185,6 +185,8 @@ class _Replay:
 
     def _connect(self, num_frames: int) -> Block:
         connector, drop = self.plan.connector, self.memory.drop
+        if isinstance(connector, CTCCompressorShape):
+            return self._compress(connector, num_frames)
         W, K = connector.num_windows(num_frames), connector.frames_per_window
         A = connector.num_tokens(num_frames)
         frames = [self._take(num_frames, connector.input_width) for _ in range(2)]  # normed, masked
@@ -198,6 +200,30 @@ class _Replay:
             drop(normed, self._take(W, connector.width))
         drop(*frames, windows)
         return self._take(A, connector.output_width)
+
+    def _compress(self, connector: CTCCompressorShape, T: int) -> Block:
+        drop, D, D_llm, C = self.memory.drop, connector.width, connector.output_width, connector.num_pieces
+        S, A = connector.num_steps(T), connector.num_tokens(T)
+        frames = [self._take(T, connector.input_width) for _ in range(3)]  # normed, masked, channels first
+        convolved = [self._take(S, D) for _ in range(2)]
+        hidden = self._take(S, D)
+        drop(*frames, *convolved)
+        for _ in range(connector.num_layers):
+            hidden = self._transformer_layer(hidden, S, D, connector.ffn_width)
+        normed = self._take(S, D)
+        drop(hidden)
+        logits = [self._take(S, 1 + C) for _ in range(2)]  # and their softmax
+        to_speech = [self._take(A, S) for _ in range(2)]
+        probabilities = self._take(S, C)
+        steps = [self._take(S, D_llm) for _ in range(3)]
+        speech = self._take(A, D_llm)
+        drop(*steps, probabilities)
+        to_sound = [self._take(A, T) for _ in range(2)]
+        frames = [self._take(T, connector.input_width), self._take(A, connector.input_width)]
+        sound = [self._take(A, D) for _ in range(2)] + [self._take(A, D_llm) for _ in range(2)]
+        output = self._take(A, D_llm)
+        drop(normed, *logits, *to_speech, speech, *to_sound, *frames, *sound)
+        return output
 
     def _generate(self, L: int) -> None:
         llm, drop = self.plan.llm, self.memory.drop

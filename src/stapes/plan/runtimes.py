@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from .connector import MLPShape
+from .connector import MLPShape, QFormerShape
 from .model_plan import ModelPlan
 
 _ABORTING_STACK = 8
@@ -66,7 +66,8 @@ def _llama_cpp(plan: ModelPlan) -> Runtime:
         blockers.append("two encoders have no graph there; leave `sound_encoder` out")
     connector = plan.connector
     if not isinstance(connector, MLPShape):
-        blockers.append("a Q-Former over Whisper has no graph there; use `connector: {kind: stacked_mlp, stack: 5}`")
+        kind = "Q-Former over Whisper" if isinstance(connector, QFormerShape) else "ctc_compressor"
+        blockers.append(f"a {kind} has no graph there; use `connector: {{kind: stacked_mlp, stack: 5}}`")
     elif connector.frames_per_window == _ABORTING_STACK:
         blockers.append(f"its `ultravox` projector aborts with stack {_ABORTING_STACK}; use 5 or 10")
     elif connector.frames_per_window not in _WORKING_STACKS:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from .connector import MLPShape, QFormerShape
+from .connector import CTCCompressorShape, MLPShape, QFormerShape
 from .encoders import BeatsShape
 from .model_plan import ModelPlan, Part
 from .own import Workload
@@ -83,12 +83,14 @@ def plan_stages(plan: ModelPlan, work: Workload) -> list[Stage]:
     length = audio_tokens + work.text_tokens
     encoder_layers = plan.speech.num_layers + (plan.sound.num_layers if plan.sound else 0)
     connector = plan.connector
-    qformer = connector.num_layers if isinstance(connector, QFormerShape) else 0
+    layers: tuple[LayerKind, int] = ("qformer", connector.num_layers if isinstance(connector, QFormerShape) else 0)
+    if isinstance(connector, CTCCompressorShape):
+        layers = ("encoder", connector.num_layers)
     context = length + (work.new_tokens + 1) // 2  # a step half way through the answer
     adapters = len(plan.weights()["lora"]) // 2
     return [
         Stage("encoder", tuple(_encoder(plan, work.audio_s)), (("encoder", encoder_layers),)),
-        Stage("connector", tuple(_connector(plan, work.audio_s)), (("qformer", qformer),)),
+        Stage("connector", tuple(_connector(plan, work.audio_s)), (layers,)),
         Stage("prefill", tuple(_llm(plan, length, length)), (("decoder", plan.llm.num_layers), ("adapter", adapters))),
         Stage("per_token", tuple(_llm(plan, 1, context)), (("step", plan.llm.num_layers), ("adapter", adapters))),
     ]
@@ -162,6 +164,29 @@ def _connector(plan: ModelPlan, audio_s: float) -> Iterable[Op]:
             yield Linear(windows, stacked, connector.width)
             yield Pointwise("gated", windows * connector.width // 2)
             yield Linear(windows, connector.width // 2, connector.output_width)
+        case CTCCompressorShape():
+            yield from _ctc_compressor(connector, frames)
+
+
+def _ctc_compressor(connector: CTCCompressorShape, T: int) -> Iterable[Op]:
+    """The operations of a ctc_compressor over T frames; speech and sound of all slots, whatever is heard."""
+    D, E, D_llm = connector.width, connector.input_width, connector.output_width
+    S, A, C = connector.num_steps(T), connector.num_tokens(T), connector.num_pieces
+    yield Pointwise("norm", T * E, 2)
+    yield Linear(S, E * 2 * connector.stride, D)
+    yield Pointwise("gelu", S * D)
+    yield from _layers(S, D, connector.num_heads, connector.ffn_width, connector.num_layers, "float")
+    yield Pointwise("norm", S * D)
+    yield Linear(S, D, 1 + C)
+    yield Pointwise("norm", S * (1 + C), 2)  # softmax of the pieces, and with the blank
+    yield Linear(S, C, D_llm)
+    yield Linear(S, D, D_llm)
+    yield Linear(A, S, D_llm)  # steps to slots
+    yield Linear(A, T, E)  # frames to slots
+    yield Linear(A, E, D)
+    yield Pointwise("gated", A * D)
+    yield Linear(A, D, D_llm)
+    yield Pointwise("rms_norm", A * D_llm)
 
 
 def _llm(plan: ModelPlan, rows: int, context: int) -> Iterable[Op]:

@@ -53,6 +53,7 @@ def describe_scores(collected: Collected) -> Circumstances | None:
         _Fact("samples taken of each manifest", lambda scores: scores.get("limit")),
         _Fact("limit of an answer", lambda scores: _unit(scores.get("max_new_tokens"), "tokens")),
         _Fact("batch size", lambda scores: scores.get("batch_size"), is_common=False),
+        _Fact("references of a caption", _num_references),
         _Fact("seed of the intervals", lambda scores: scores.get("seed")),
         _Fact("answering took", _answering_time, is_common=False),
     ]
@@ -119,6 +120,12 @@ def shorten(path: str | Path) -> str:
     """Write a path below the current folder as relative to it: a page need not tell whose disk it was made on."""
     path = Path(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _num_references(scores: dict[str, Any]) -> str | None:
+    metrics = scores.get("tasks", {}).get("audiocaption", {}).get("metrics", {})
+    count = metrics.get("cider_d", {}).get("references")
+    return f"{count[0]} to {count[1]}" if isinstance(count, list) else None if count is None else str(count)
 
 
 def _compare(

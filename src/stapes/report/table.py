@@ -65,8 +65,8 @@ QUALITY = (
            "Word error rate: wrong, missing and extra words for each 100 words that were said. May exceed 100."),
     _score("asr", "cer", "CER", "%", "lower", "Character error rate: the same for letters, spaces included."),
     _score("audiocaption", "cider_d", "CIDEr-D", "", "higher",
-           "How far captions share their rarer word sequences with the one reference of each clip, from 0 to 10. "
-           "Published figures have several references and do not compare."),
+           "How far captions share their rarer word sequences with the references of their clips, from 0 to 10. "
+           "Figures with one and with several references do not compare."),
     _score("qa", "exact_match", "exact match", "%", "higher",
            "Answers to closed questions that are the right one, spelling and punctuation aside."),
 )  # fmt: skip

@@ -1,0 +1,182 @@
+"""Several recipes side by side: what they change, what is predicted, and what runs measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecipeError
+from ..files import read_json
+from ..recipe import Recipe
+from .predicting import Prediction
+
+_GIB = 1 << 30
+_NONE = "–"
+_WORDS, _NUMBERS = "---", "---:"
+
+_MEASURED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "measured_wer": ("eval/{}/scores.json", ("tasks", "asr", "metrics", "wer", "value")),
+    "measured_cider_d": ("eval/{}/scores.json", ("tasks", "audiocaption", "metrics", "cider_d", "value")),
+    "measured_spider": ("eval/{}/scores.json", ("tasks", "audiocaption", "metrics", "spider", "value")),
+    "measured_load_bytes": ("bench/{}/bench.json", ("memory_bytes", "load_peak")),
+    "measured_run_bytes": ("bench/{}/bench.json", ("memory_bytes", "run_peak")),
+    "measured_ttft_ms": ("bench/{}/bench.json", ("latency_ms", "ttft", "p50")),
+    "measured_tpot_ms": ("bench/{}/bench.json", ("latency_ms", "per_token", "p50")),
+}
+_COLUMNS: tuple[tuple[str, str, Callable[[dict[str, Any]], str | None]], ...] = (
+    ("variant", _WORDS, lambda row: row["variant"]),
+    ("speech encoder", _WORDS, lambda row: row["speech_encoder"]),
+    ("sound encoder", _WORDS, lambda row: row["sound_encoder"]),
+    ("LLM", _WORDS, lambda row: row["llm"]),
+    ("LLM's linears", _WORDS, lambda row: row["stored"]),
+    ("adapters on", _WORDS, lambda row: row["adapters"]),
+    ("parameters, M", _NUMBERS, lambda row: _shown(row["parameters"], 1e6, 1)),
+    ("trained, M", _NUMBERS, lambda row: _shown(row["trained"], 1e6, 2)),
+    ("predicted memory, GiB", _NUMBERS, lambda row: _shown(row["predicted_peak_bytes"], _GIB, 4)),
+    ("predicted TTFT, ms", _NUMBERS, lambda row: _shown(row["predicted_ttft_ms"], 1, 1)),
+    ("predicted TPOT, ms", _NUMBERS, lambda row: _shown(row["predicted_tpot_ms"], 1, 1)),
+    ("measured WER, %", _NUMBERS, lambda row: _shown(row["measured_wer"], 1, 2)),
+    ("measured CIDEr-D", _NUMBERS, lambda row: _shown(row["measured_cider_d"], 1, 3)),
+    ("measured SPIDEr", _NUMBERS, lambda row: _shown(row["measured_spider"], 1, 3)),
+    ("measured memory, GiB", _NUMBERS, lambda row: _shown(row["measured_peak_bytes"], _GIB, 4)),
+    ("measured TTFT, ms", _NUMBERS, lambda row: _shown(row["measured_ttft_ms"], 1, 1)),
+    ("measured TPOT, ms", _NUMBERS, lambda row: _shown(row["measured_tpot_ms"], 1, 1)),
+)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Recipes that differ in a few keys.
+
+    Attributes:
+        tables: title → rows, JSON-ready; a row is a variant of a recipe.
+        circumstances: lines that say what the figures rest on.
+    """
+
+    tables: Mapping[str, Sequence[dict[str, Any]]]
+    circumstances: Sequence[str]
+
+
+def compare_recipes(
+    recipes: Mapping[Path, Recipe], predict: Callable[[Recipe], list[Prediction]], runs: Path | None = None
+) -> Ablation:
+    """Predict every recipe, and read what its run measured, if there is one.
+
+    Args:
+        recipes: file → recipe. Files named `GROUP-…` make a table of that name, in the order given.
+        predict: gives the variants of a recipe.
+        runs: folder of run folders, each named as its recipe; None to look for none.
+
+    Raises:
+        RecipeError: if two recipes have one name, so that their runs would be one.
+    """
+    names: dict[str, Path] = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    circumstances: dict[str, None] = {}
+    for path, recipe in recipes.items():
+        if recipe.name in names:
+            raise RecipeError(f"{path}: its name `{recipe.name}` is that of {names[recipe.name]}; give each its own")
+        names[recipe.name] = path
+        predictions = predict(recipe)
+        for prediction in predictions:
+            label = recipe.name if len(predictions) == 1 else f"{recipe.name}/{prediction.plan.variant}"
+            row = _describe(recipe, prediction) | {"variant": label}
+            measured = _measured(runs / recipe.name, prediction.plan.variant) if runs else dict.fromkeys(_MEASURED)
+            peaks = [measured.pop(key) for key in ("measured_load_bytes", "measured_run_bytes")]
+            row |= measured | {"measured_peak_bytes": max((peak for peak in peaks if peak is not None), default=None)}
+            tables.setdefault(path.stem.partition("-")[0], []).append(row)
+            circumstances |= dict.fromkeys(_circumstances(prediction))
+    return Ablation(tables, tuple(circumstances))
+
+
+def to_markdown(ablation: Ablation) -> str:
+    """Write the tables as Markdown, without columns that no row fills; words that all rows share stand above."""
+    parts = []
+    for title, rows in ablation.tables.items():
+        columns = [column for column in _COLUMNS if any(column[2](row) is not None for row in rows)]
+        common = [
+            column for column in columns[1:] if column[1] == _WORDS and len({column[2](row) for row in rows}) == 1
+        ]
+        columns = [column for column in columns if column not in common]
+        shared = "; ".join(f"{head}: {cell(rows[0])}" for head, _, cell in common)
+        lines = [[head for head, _, _ in columns], [align for _, align, _ in columns]]
+        lines += [[cell(row) or _NONE for _, _, cell in columns] for row in rows]
+        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        parts.append(f"## {title}\n\n" + (f"All with {shared}.\n\n" if shared else "") + table)
+    return "\n".join([*parts, "".join(f"- {line}\n" for line in ablation.circumstances)])
+
+
+def to_csv(ablation: Ablation) -> str:
+    """Write all rows as one CSV, unrounded, with their table in the first column; what is not known stays empty."""
+    rows = [{"table": title, **row} for title, group in ablation.tables.items() for row in group]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
+    plan, parts = prediction.plan, recipe.parts
+    parameters = plan.parameters()
+    trainable = {part for stage in recipe.train.values() for part in stage.trainable}
+    targets = plan.adapters.targets if plan.adapters else None
+    stored = plan.quantization.kind if plan.quantization else "int8" if plan.int8_skip is not None else prediction.dtype
+    latency = prediction.latency
+    return {
+        "recipe": recipe.name,
+        "variant": plan.variant,
+        "speech_encoder": _short(parts.speech_encoder),
+        "sound_encoder": _short(parts.sound_encoder),
+        "llm": _short(parts.llm),
+        "stored": stored,
+        "adapters": ", ".join(name.removesuffix("_proj") for name in targets)
+        if isinstance(targets, tuple)
+        else targets,
+        "parameters": parameters["total"],
+        "trained": sum(parameters[part] for part in trainable),
+        "device": prediction.device.name,
+        "protocol": prediction.protocol,
+        "predicted_peak_bytes": prediction.memory.peak,
+        "predicted_load_bytes": prediction.memory.load_peak,
+        "predicted_run_bytes": prediction.memory.run_peak,
+        "predicted_at": prediction.memory.at,
+        "predicted_ttft_ms": None if latency is None else latency.ttft,
+        "predicted_tpot_ms": None if latency is None else latency.tpot,
+    }
+
+
+def _measured(run: Path, variant: str) -> dict[str, Any]:
+    """Read what a run measured of a variant; None for what it did not."""
+    found: dict[str, Any] = {}
+    for key, (file, steps) in _MEASURED.items():
+        path = run / file.format(variant)
+        value = read_json(path) if path.exists() else None
+        for step in steps:
+            value = value.get(step) if isinstance(value, dict) else None
+        found[key] = value
+    return found
+
+
+def _circumstances(prediction: Prediction) -> list[str]:
+    memory = prediction.memory
+    lines = [
+        f"predicted: {prediction.device.name}, protocol {prediction.protocol}, {prediction.work.audio_s:g} s, batch 1"
+    ]
+    if prediction.latency is not None:
+        lines.append(f"predicted times: {prediction.latency.source}")
+    elif prediction.no_latency:
+        lines.append(f"no predicted times: {prediction.no_latency}")
+    return [*lines, f"predicted memory leaves out {memory.missing}"] if memory.missing else lines
+
+
+def _short(name: str | None) -> str | None:
+    return None if name is None else Path(name).name
+
+
+def _shown(value: float | None, unit: float, digits: int) -> str | None:
+    return None if value is None else f"{value / unit:,.{digits}f}"

@@ -1,0 +1,163 @@
+"""A `ctc_compressor` is planned as it is built."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedTokenizerFast
+
+from stapes.errors import WeightsError
+from stapes.model import ConnectorConfig
+from stapes.model.ctc_compressor import CTCCompressor as Built
+from stapes.model.ctc_vocabulary import CTCVocabulary
+from stapes.plan.configs import count_ctc_pieces
+from stapes.plan.connector import CTCCompressorShape, read_connector
+from stapes.plan.encoders import WhisperShape
+from stapes.plan.llm import LLMShape
+from stapes.plan.model_plan import ModelPlan, plan_models
+from stapes.plan.nota import predict_nota_memory
+from stapes.plan.own import Workload, activation_peak
+from stapes.plan.published import PUBLISHED
+from stapes.plan.runtimes import find_runtimes
+from stapes.plan.shapes import count_parameters
+from stapes.plan.work import Attention, Linear, plan_stages
+from stapes.recipe import CTCCompressor, Recipe
+
+SECTION = CTCCompressor.model_validate(
+    {"kind": "ctc_compressor", "hidden_size": 16, "num_layers": 2, "num_heads": 4, "intermediate_size": 24}
+)
+
+
+def shape(num_pieces: int = 30) -> CTCCompressorShape:
+    read = read_connector(SECTION, 32, 64, num_pieces)
+    assert isinstance(read, CTCCompressorShape)
+    return read
+
+
+def built() -> Built:
+    config = ConnectorConfig(
+        kind="ctc_compressor",
+        frames_per_window=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        ctc_stride=4,
+        num_ctc_tokens=30,
+    )
+    return Built(config, 32, 64).eval()
+
+
+def test_its_weights_are_those_of_the_built_one() -> None:
+    listed = {weight.name: weight.shape for weight in shape().weights()}
+    assert listed == {name: tuple(parameter.shape) for name, parameter in built().named_parameters()}
+
+
+@pytest.mark.parametrize("num_frames", [1, 8, 9, 100, 1500])
+def test_it_gives_as_many_tokens_as_the_built_one(num_frames: int) -> None:
+    with torch.no_grad():
+        tokens, _ = built()(torch.randn(1, num_frames, 32), torch.ones(1, num_frames, dtype=torch.bool))
+    assert shape().num_tokens(num_frames) == tokens.shape[1] == -(-num_frames // 8)
+
+
+def plan() -> ModelPlan:
+    config = {**PUBLISHED["openai/whisper-tiny"], "d_model": 32, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
+    llm = {**PUBLISHED["HuggingFaceTB/SmolLM2-135M"], "hidden_size": 64}
+    return ModelPlan("r", "tune", WhisperShape.from_config(config), None, shape(), LLMShape.from_config(llm, "x"))
+
+
+def test_its_operations_are_those_of_the_built_one() -> None:
+    # 10 s: T = 500 frames, S = 125 steps, A = 63 slots.
+    (connector,) = (stage for stage in plan_stages(plan(), Workload(10, 20, 8)) if stage.name == "connector")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        built()(torch.randn(1, 500, 32), torch.ones(1, 500, dtype=torch.bool))
+    products = sum(2 * op.rows * op.inputs * op.outputs * op.times for op in connector.ops if isinstance(op, Linear))
+    assert products == counter.get_total_flops()  # which counts no attention on a CPU
+    assert [op for op in connector.ops if isinstance(op, Attention)] == [Attention(125, 125, 4, 4, 2)]
+    assert connector.layers == (("encoder", 2),)
+
+
+def test_its_memory_grows_with_the_pieces() -> None:
+    large = replace(plan(), connector=shape(100_000))
+    few, many = (activation_peak(planned, Workload(10, 1, 1), "float32").total for planned in (plan(), large))
+    # Logits, their softmax and the probabilities: 3 · 125 steps · 100,000 pieces · 4 bytes.
+    assert many == pytest.approx(3 * 125 * 100_000 * 4, rel=0.05)
+    assert few < many
+    assert predict_nota_memory(plan(), 0).peak.total < predict_nota_memory(large, 0).peak.total
+
+
+def test_llama_cpp_has_no_graph_for_it_and_others_have() -> None:
+    found = {runtime.name: runtime for runtime in find_runtimes(plan())}
+    assert {name: runtime.verdict for name, runtime in found.items()} == {
+        "PyTorch": "yes",
+        "ONNX Runtime": "yes",
+        "OpenVINO": "yes",
+        "llama.cpp": "no",
+    }
+    assert found["llama.cpp"].why_not == (
+        "a ctc_compressor has no graph there; use `connector: {kind: stacked_mlp, stack: 5}`"
+    )
+
+
+def bpe(folder: Path) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on a few words and save it beside a config.json."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(["the cat sat on the mat, THE CAT 12 12"] * 20, vocab_size=300, min_frequency=1)
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(PUBLISHED["HuggingFaceTB/SmolLM2-135M"]))
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("merges", [1, 5, 20, 1000])
+def test_pieces_are_counted_as_the_model_lists_them(tmp_path: Path, merges: int) -> None:
+    tokenizer = bpe(tmp_path / "llm")
+    assert count_ctc_pieces(str(tmp_path / "llm"), merges) == len(CTCVocabulary(tokenizer, merges))
+
+
+def test_pieces_that_nobody_counted_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stapes.plan.configs.find_config", lambda name: None)
+    assert count_ctc_pieces("HuggingFaceTB/SmolLM2-360M", 1500) == 1371
+    with pytest.raises(
+        WeightsError, match=r"with 900 merges: no tokenizer\.json .*; the published table has it for 1500"
+    ):
+        count_ctc_pieces("HuggingFaceTB/SmolLM2-360M", 900)
+    with pytest.raises(WeightsError, match=r"`hf download Qwen/Qwen3-0\.6B config\.json tokenizer\.json`"):
+        count_ctc_pieces("Qwen/Qwen3-0.6B", 1500)
+
+
+def test_a_tokenizer_without_merges_of_bytes_is_refused(tmp_path: Path) -> None:
+    bpe(tmp_path / "llm")
+    path = tmp_path / "llm" / "tokenizer.json"
+    settings: dict[str, Any] = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"pre_tokenizer": {"type": "Metaspace"}}))
+    with pytest.raises(WeightsError, match=r"tokenizer\.json: not byte-level BPE"):
+        count_ctc_pieces(str(tmp_path / "llm"), 5)
+
+
+def test_a_recipe_with_it_is_planned() -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "ctc",
+            "model": {
+                "speech_encoder": "openai/whisper-base",
+                "llm": "HuggingFaceTB/SmolLM2-135M-Instruct",
+                "connector": {"kind": "ctc_compressor"},
+            },
+            "train": {"hear": {"data": {"/x.jsonl": 1}, "max_steps": 1, "objective": "ctc"}},
+        }
+    )
+    (planned,) = plan_models(recipe)
+    assert planned.num_audio_tokens(10) == 63
+    C, D, E, D_llm = 1371, 512, 512, 576
+    by_hand = 2 * E + D * E * 8 + D  # norm_in, conv
+    by_hand += 3 * (4 * D + 3 * D * D + 3 * D + D * D + D + 2 * D * 2048 + 2048 + D)  # layers
+    by_hand += 2 * D + (D + 1) * (1 + C) + C * D_llm + D * D_llm + (E + 1) * D + (D + 1) * D_llm + D_llm
+    assert count_parameters(planned.connector.weights()) == by_hand
