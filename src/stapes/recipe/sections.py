@@ -58,9 +58,9 @@ class CTCCompressor(Section):
     kind: Literal["ctc_compressor"]
     slot_s: float = Field(0.16, ge=0.04, le=2)  # one audio token for each, whatever it will hold
     step_s: float = Field(0.08, ge=0.04, le=0.32)  # CTC's; at most one piece a step
-    merges: int = Field(1500, ge=1)  # of the LLM's BPE; few: short pieces, many of them, each of them often heard
+    merges: int = Field(12000, ge=1)  # of the LLM's BPE; few: short pieces, many of them, each of them often heard
     hidden_size: int = Field(512, ge=1)
-    num_layers: int = Field(3, ge=1)
+    num_layers: int = Field(2, ge=1)
     num_heads: int = Field(8, ge=1)
     intermediate_size: int = Field(2048, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)

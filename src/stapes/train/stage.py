@@ -180,9 +180,7 @@ def _prepare_parts(
     model.set_trainable(set(stage.trainable))
     if isinstance(model.connector, CTCCompressor) and "connector" in stage.trainable:
         # The LLM's loss reaches what CTC hears through posteriors alone, which pulls pieces away from what was said.
-        model.connector.requires_grad_(stage.objective == "ctc")
-        for module in model.connector.llm_side():
-            module.requires_grad_(stage.objective != "ctc")
+        model.connector.let_learn(hearing=stage.objective == "ctc")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise StapesError(f"stage `{name}`: nothing learns, the model has no {' or '.join(stage.trainable)}")
     model.config.trained_parts = sorted({*(model.config.trained_parts or ()), *stage.trainable})
