@@ -19,8 +19,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install    ## audio files → trained, compressed, measured and compared models, in one run
-	$(BIN)/stapes run recipes/tiny.yaml
+demo: install    ## the shipped model → tuned, compressed, measured and compared, in one run
+	$(BIN)/stapes run recipes/demo.yaml
 
 test: install    ## the default tests: no network, a few minutes
 	$(BIN)/python -m pytest
