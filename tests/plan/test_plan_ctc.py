@@ -124,7 +124,7 @@ def test_pieces_are_counted_as_the_model_lists_them(tmp_path: Path, merges: int)
 
 def test_pieces_that_nobody_counted_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stapes.plan.configs.find_config", lambda name: None)
-    assert count_ctc_pieces("HuggingFaceTB/SmolLM2-360M", 1500) == 1371
+    assert [count_ctc_pieces("HuggingFaceTB/SmolLM2-360M", merges) for merges in (1500, 12_000)] == [1371, 9667]
     with pytest.raises(
         WeightsError, match=r"with 900 merges: no tokenizer\.json .*; the published table has it for 1500"
     ):
@@ -156,8 +156,10 @@ def test_a_recipe_with_it_is_planned() -> None:
     )
     (planned,) = plan_models(recipe)
     assert planned.num_audio_tokens(10) == 63
-    C, D, E, D_llm = 1371, 512, 512, 576
+    C, D, E, D_llm = count_ctc_pieces("HuggingFaceTB/SmolLM2-135M-Instruct", 12_000), 512, 512, 576
     by_hand = 2 * E + D * E * 8 + D  # norm_in, conv
-    by_hand += 3 * (4 * D + 3 * D * D + 3 * D + D * D + D + 2 * D * 2048 + 2048 + D)  # layers
-    by_hand += 2 * D + (D + 1) * (1 + C) + C * D_llm + D * D_llm + (E + 1) * D + (D + 1) * D_llm + D_llm
+    by_hand += 2 * (4 * D + 3 * D * D + 3 * D + D * D + D + 2 * D * 2048 + 2048 + D)  # layers
+    by_hand += (
+        2 * D + (D + 1) * D_llm + 2 * D_llm + D_llm + 1 + C * D_llm + D * D_llm + (E + 1) * D + (D + 1) * D_llm + D_llm
+    )
     assert count_parameters(planned.connector.weights()) == by_hand

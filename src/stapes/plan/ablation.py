@@ -13,6 +13,7 @@ from ..errors import RecipeError
 from ..files import read_json
 from ..recipe import Recipe
 from .predicting import Prediction
+from .shapes import count_parameters
 
 _GIB = 1 << 30
 _NONE = "–"
@@ -122,7 +123,7 @@ def to_csv(ablation: Ablation) -> str:
 
 def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
     plan, parts = prediction.plan, recipe.parts
-    parameters = plan.parameters()
+    parameters, weights = plan.parameters(), plan.weights()
     trainable = {part for stage in recipe.train.values() for part in stage.trainable}
     targets = plan.adapters.targets if plan.adapters else None
     stored = plan.quantization.kind if plan.quantization else "int8" if plan.int8_skip is not None else prediction.dtype
@@ -138,7 +139,7 @@ def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
         if isinstance(targets, tuple)
         else targets,
         "parameters": parameters["total"],
-        "trained": sum(parameters[part] for part in trainable),
+        "trained": sum(count_parameters([w for w in weights[part] if w.learns]) for part in trainable),
         "device": prediction.device.name,
         "protocol": prediction.protocol,
         "predicted_peak_bytes": prediction.memory.peak,

@@ -140,8 +140,10 @@ class CTCCompressorShape:
         return [
             *listed,
             *layer_norm("norm_out", D),
-            *linear("head", D, 1 + self.num_pieces),
-            Weight("token_embeddings.weight", (self.num_pieces, D_llm)),
+            *linear("to_llm", D, D_llm),
+            *layer_norm("norm_llm", D_llm),
+            *linear("blank", D_llm, 1),
+            Weight("token_embeddings.weight", (self.num_pieces, D_llm), learns=False),
             *linear("detail", D, D_llm, bias=False),
             *linear("sound_in", self.input_width, D),
             *linear("sound_out", D, D_llm),

@@ -212,7 +212,8 @@ class _Replay:
             hidden = self._transformer_layer(hidden, S, D, connector.ffn_width)
         normed = self._take(S, D)
         drop(hidden)
-        logits = [self._take(S, 1 + C) for _ in range(2)]  # and their softmax
+        drop(*[self._take(S, D_llm) for _ in range(2)])
+        logits = [self._take(S, 1 + C) for _ in range(2)]  # and what makes them, or their softmax
         to_speech = [self._take(A, S) for _ in range(2)]
         probabilities = self._take(S, C)
         steps = [self._take(S, D_llm) for _ in range(3)]

@@ -21,12 +21,14 @@ class Weight:
         kind: `linear` can be quantised and carry LoRA; `expert` holds the linears of all experts of a layer in one
             tensor (experts, outputs, inputs); `embedding` and `head` are the LLM's tables.
         is_buffer: moved and counted in memory, but not a parameter.
+        learns: a stage that trains its part trains it too.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: Kind = "other"
     is_buffer: bool = False
+    learns: bool = True
 
     @property
     def size(self) -> int:

@@ -177,7 +177,10 @@ def _ctc_compressor(connector: CTCCompressorShape, T: int) -> Iterable[Op]:
     yield Pointwise("gelu", S * D)
     yield from _layers(S, D, connector.num_heads, connector.ffn_width, connector.num_layers, "float")
     yield Pointwise("norm", S * D)
-    yield Linear(S, D, 1 + C)
+    yield Linear(S, D, D_llm)
+    yield Pointwise("norm", S * D_llm)
+    yield Linear(S, D_llm, 1)
+    yield Linear(S, D_llm, C)
     yield Pointwise("norm", S * (1 + C), 2)  # softmax of the pieces, and with the blank
     yield Linear(S, C, D_llm)
     yield Linear(S, D, D_llm)
