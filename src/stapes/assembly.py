@@ -30,17 +30,16 @@ from .model import (
     StapesFeatureExtractor,
     StapesForConditionalGeneration,
     StapesProcessor,
-    find_reserved_tokens,
 )
 from .model.connectors import CTCCompressor, StackedMLP
 from .model.ctc_vocabulary import CTCVocabulary
+from .model.families import Family, end_token_ids, find_family, prompt_template, reserve_tokens
 from .model.speech_encoder import SpeechEncoder
 
 TRAINED_FILE = "trained.safetensors"
 BASE_FILE = "base_weights.json"
 _COMPLETE_FILES = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
-_PLAIN_PROMPT = "USER: <Speech>{audio}</Speech> {instruction}\nASSISTANT:"
 
 
 def build(
@@ -71,15 +70,14 @@ def build(
             spare or no chat template, or weights are missing or damaged.
     """
     encoder, feature_extractor = _load_speech_encoder(speech_encoder, pad_audio_to_s, dtype)
-    with _reading(llm):
-        tokenizer = AutoTokenizer.from_pretrained(weights.resolve(llm))
-    audio_token = _reserve_tokens(llm, tokenizer, audio_token)
+    tokenizer, family, num_embeddings = _load_tokenizer(llm)
     try:
+        template = prompt_template(prompt, tokenizer, family)
         processor = StapesProcessor(
             feature_extractor,
             tokenizer,
-            audio_token=audio_token,
-            prompt_template=_prompt_template(prompt, tokenizer),
+            audio_token=reserve_tokens(tokenizer, family, audio_token, num_embeddings),
+            prompt_template=template,
             frames_per_window=connector.frames_per_window,
             queries_per_window=connector.queries_per_window,
             tail=connector.tail,
@@ -101,7 +99,7 @@ def build(
     model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
     _begin_connector(model, vocabulary)
     model.connector.to(dtype)
-    model.generation_config = _generation_config(language_model, tokenizer, config.audio_token_id)
+    model.generation_config = _generation_config(language_model, tokenizer, family, config.audio_token_id)
     return model.eval(), processor
 
 
@@ -215,27 +213,13 @@ def _load_language_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     return _load_strictly(AutoModelForCausalLM, name, folder, dtype=dtype)
 
 
-def _reserve_tokens(llm: str, tokenizer: Any, audio_token: str | None) -> str:
-    """Choose the audio token, and a padding token of its own where there is one to spare; else padding stays as it is.
-
-    Padding is masked everywhere: that it should not be the end symbol is for the eye.
-    """
-    spare = [token for token in find_reserved_tokens(tokenizer) if token != audio_token]
-    if audio_token is None:
-        if not spare:
-            raise ModelFolderError(
-                f"{llm}: its tokenizer has no reserved token that stapes knows; name a token that it keeps whole and "
-                "text never uses as `model.audio_token`"
-            )
-        audio_token = spare.pop(0)
-    roles = {"bos_token", "eos_token", "pad_token", "unk_token"}
-    if taken := sorted(role for role in roles if getattr(tokenizer, role) == audio_token):
-        raise ModelFolderError(
-            f"{llm}: {audio_token!r} is its tokenizer's {taken[0]}; choose another `model.audio_token`"
-        )
-    if tokenizer.pad_token in (None, tokenizer.eos_token):
-        tokenizer.pad_token = spare[0] if spare else tokenizer.eos_token
-    return audio_token
+def _load_tokenizer(llm: str) -> tuple[Any, Family | None, int]:
+    """Load an LLM's tokenizer, and tell its family and how many tokens its table has room for."""
+    folder = weights.resolve(llm)
+    config = _read_object(folder / "config.json")
+    with _reading(llm):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenizer, find_family(config.get("model_type"), tokenizer), config.get("vocab_size", 0)
 
 
 @torch.no_grad()
@@ -275,31 +259,19 @@ def _begin_connector(model: StapesForConditionalGeneration, vocabulary: CTCVocab
             nn.init.constant_(connector.norm_sound.weight, size)
 
 
-def _generation_config(language_model: PreTrainedModel, tokenizer: Any, audio_token_id: int) -> GenerationConfig:
+def _generation_config(
+    language_model: PreTrainedModel, tokenizer: Any, family: Family | None, audio_token_id: int
+) -> GenerationConfig:
     """Greedy unless asked otherwise: an LLM's own sampling defaults do not suit transcription."""
-    own = cast(GenerationConfig, language_model.generation_config)
-    # A chat LLM ends its turn with the tokenizer's end symbol, which its generation settings do not always list.
-    eos = {tokenizer.eos_token_id, *(own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id])}
+    stated = cast(GenerationConfig, language_model.generation_config).eos_token_id
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(eos - {None}),
+        # A chat LLM ends its turn with symbols that its generation settings do not always list.
+        eos_token_id=end_token_ids(tokenizer, family, stated),
         pad_token_id=tokenizer.pad_token_id,
         # It stands for audio in a prompt; in an answer it would be taken for a place that wants audio.
         suppress_tokens=[audio_token_id],
     )
-
-
-def _prompt_template(prompt: str, tokenizer: Any) -> str:
-    match prompt:
-        case "plain":
-            return (tokenizer.bos_token or "") + _PLAIN_PROMPT
-        case "chat":
-            if tokenizer.chat_template is None:
-                raise ValueError("the LLM's tokenizer has no chat template; use `prompt: plain` or a text of your own")
-            messages = [{"role": "user", "content": "{audio}\n{instruction}"}]
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        case _:
-            return prompt
 
 
 def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditionalGeneration:

@@ -14,8 +14,9 @@ from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
 from .ctc_compressor import CTCCompressor
 from .ctc_vocabulary import CTCVocabulary
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
+from .families import FAMILIES, Family, find_family, find_reserved_tokens
 from .modeling import StapesForConditionalGeneration
-from .processing import StapesFeatureExtractor, StapesProcessor, find_reserved_tokens
+from .processing import StapesFeatureExtractor, StapesProcessor
 
 AutoConfig.register(StapesConfig.model_type, StapesConfig)
 AutoModelForCausalLM.register(StapesConfig, StapesForConditionalGeneration)
@@ -30,6 +31,7 @@ AutoModel.register(EatConfig, EatEncoder)
 AutoFeatureExtractor.register(EatConfig, EatFeatureExtractor)
 
 __all__ = [
+    "FAMILIES",
     "BeatsConfig",
     "BeatsEncoder",
     "BeatsFeatureExtractor",
@@ -39,10 +41,12 @@ __all__ = [
     "EatConfig",
     "EatEncoder",
     "EatFeatureExtractor",
+    "Family",
     "StapesConfig",
     "StapesFeatureExtractor",
     "StapesForConditionalGeneration",
     "StapesProcessor",
+    "find_family",
     "find_reserved_tokens",
     "num_audio_tokens",
 ]

@@ -235,6 +235,16 @@ class LoRA(Section):
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.1, ge=0, lt=1)
     target_modules: Annotated[tuple[str, ...] | str, BeforeValidator(_module_names)] = ("q_proj", "v_proj")
+    target_parameters: tuple[str, ...] = ()  # experts of a mixture, e.g. `mlp.experts.down_proj`
+
+    @model_validator(mode="after")
+    def _experts_without_dropout(self) -> LoRA:
+        if self.target_parameters and self.lora_dropout:
+            raise ValueError(
+                f"target_parameters: adapters of experts know no dropout, but lora_dropout is {self.lora_dropout:g}; "
+                "set it to 0"
+            )
+        return self
 
 
 class Quantization(Section):

@@ -25,6 +25,7 @@ from ..errors import ManifestError, StapesError
 from ..files import read_json, write_json
 from ..model import CTCCompressor, CTCVocabulary, StapesForConditionalGeneration, StapesProcessor
 from ..recipe import DynamicClip, Stage
+from .adapters import give_adapters
 from .arguments import check_stage, training_arguments
 from .callbacks import CompleteMark, LossLog, ProgressBar, checkpoint_step, last_checkpoint, remove_torn_checkpoints
 from .clipping import DynamicClipping
@@ -92,7 +93,7 @@ def train_stage(
     """
     started = time.monotonic()
     arguments = _one_device_arguments(stage, name, seed, folder)
-    _prepare_parts(model, stage, name, seed, arguments.device)
+    _prepare_parts(model, processor, stage, name, seed, arguments.device)
     if (folder / RESULT_FILE).exists():
         return _load_finished(model, folder)
     sampler, train_set, valid_set = _load_data(model, processor, stage, name, seed, cache)
@@ -162,21 +163,16 @@ def _one_device_arguments(stage: Stage, name: str, seed: int, folder: Path) -> T
 
 
 def _prepare_parts(
-    model: StapesForConditionalGeneration, stage: Stage, name: str, seed: int, device: torch.device
+    model: StapesForConditionalGeneration,
+    processor: StapesProcessor,
+    stage: Stage,
+    name: str,
+    seed: int,
+    device: torch.device,
 ) -> None:
     """Add adapters if the stage asks for new ones, let only its parts learn, and fit the rest to the device."""
     if stage.lora is not None:
-        settings = stage.lora.model_dump()
-        if not isinstance(settings["target_modules"], str):
-            settings["target_modules"] = sorted(settings["target_modules"])
-        if model.config.lora is None:
-            torch.manual_seed(seed)
-            model.add_lora(**settings)
-        elif model.config.lora != settings:
-            raise StapesError(
-                f"stage `{name}` asks for adapters with {settings}, but the model has some with {model.config.lora}; "
-                "adapters stay for the stages that follow: drop `lora` from the later stage"
-            )
+        give_adapters(model, processor, stage.lora, name, seed)
     model.set_trainable(set(stage.trainable))
     if stage.objective == "ctc" and isinstance(model.connector, CTCCompressor):
         for module in model.connector.llm_side():
