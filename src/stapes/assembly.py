@@ -120,6 +120,8 @@ def load_model(
         )
     for name in ("generation_config.json", "processor_config.json", "tokenizer_config.json"):
         _read_object(folder / name)
+    if (config.get("text_config") or {}).get("auto_map") and config.get("sources"):
+        weights.admit_code(config["sources"]["llm"])
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise ModelFolderError(f"{folder}: {_TOKENIZER_FILES[0]} is missing; the copy or download is incomplete")
     with _reading(folder):
@@ -215,10 +217,11 @@ def _load_language_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def _load_tokenizer(llm: str) -> tuple[Any, Family | None, int]:
     """Load an LLM's tokenizer, and tell its family and how many tokens its table has room for."""
+    weights.admit_code(llm)
     folder = weights.resolve(llm)
     config = _read_object(folder / "config.json")
     with _reading(llm):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return tokenizer, find_family(config.get("model_type"), tokenizer), config.get("vocab_size", 0)
 
 

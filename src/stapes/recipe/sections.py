@@ -110,6 +110,9 @@ class Model(Section):
     prompt: str = "chat"  # the LLM's chat template; `plain`: SALMONN's USER/ASSISTANT; or a text with both fields
     audio_token: str | None = None  # a reserved token of the tokenizer; found by itself where possible
     pad_audio_to_s: float | None = Field(None, gt=0)  # 30 for checkpoints that were trained on padded clips
+    # Whether code that lies with the LLM's weights may run. Left out where it is the default, like the other key of
+    # this kind below: what was made before these keys were there is still made from the same settings.
+    trust_remote_code: bool = Field(False, exclude_if=lambda value: not value)
 
     @model_validator(mode="after")
     def _prompt_has_fields(self) -> Model:
@@ -235,7 +238,8 @@ class LoRA(Section):
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.1, ge=0, lt=1)
     target_modules: Annotated[tuple[str, ...] | str, BeforeValidator(_module_names)] = ("q_proj", "v_proj")
-    target_parameters: tuple[str, ...] = ()  # experts of a mixture, e.g. `mlp.experts.down_proj`
+    # Experts of a mixture, e.g. `mlp.experts.down_proj`.
+    target_parameters: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
 
     @model_validator(mode="after")
     def _experts_without_dropout(self) -> LoRA:

@@ -81,7 +81,7 @@ def check_recipe(recipe: Recipe, path: str) -> None:
     refuse_unsupported(recipe, path)
     from ..data.sample import load_manifest
     from ..train.stage import check_stage
-    from ..weights import resolve
+    from ..weights import admit_code, allow_code, resolve
 
     for name, stage in recipe.train.items():
         check_stage(path, name, stage)
@@ -90,7 +90,9 @@ def check_recipe(recipe: Recipe, path: str) -> None:
     for manifest in recipe.evaluate.data if recipe.evaluate else ():
         load_manifest(manifest)
     resolve(recipe.model.speech_encoder)
-    resolve(recipe.model.llm)
+    if recipe.model.trust_remote_code:
+        allow_code(recipe.model.llm)
+    admit_code(recipe.model.llm)
 
 
 def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> bool:

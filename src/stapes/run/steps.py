@@ -107,8 +107,10 @@ def _stage_maker(recipe: Recipe, name: str, previous: Path | None) -> Callable[[
     def make(work: Path) -> dict[str, Any]:
         from ..assembly import build, load_model
         from ..train.stage import train_stage
-        from ..weights import cache_folder
+        from ..weights import allow_code, cache_folder
 
+        if recipe.model.trust_remote_code:
+            allow_code(recipe.model.llm)
         if previous is None:
             model, processor = build(**_build_arguments(recipe.model), seed=recipe.seed)
         else:

@@ -22,11 +22,9 @@ def give_adapters(
     """
     family = find_family(model.config.text_config.model_type, processor.tokenizer)
     settings: dict[str, Any] = lora.model_dump()
-    settings["target_parameters"] = sorted(settings["target_parameters"])
-    if not settings["target_parameters"]:
-        del settings["target_parameters"]
-    if not isinstance(settings["target_modules"], str):
-        settings["target_modules"] = sorted(settings["target_modules"])
+    for key in ("target_modules", "target_parameters"):
+        if isinstance(settings.get(key), tuple):
+            settings[key] = sorted(settings[key])
     settings["target_modules"] = lora_targets(settings["target_modules"], family)
     if model.config.lora is None:
         torch.manual_seed(seed)
