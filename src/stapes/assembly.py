@@ -34,6 +34,8 @@ from .model import (
 from .model.connectors import CTCCompressor, StackedMLP
 from .model.ctc_vocabulary import CTCVocabulary
 from .model.families import Family, end_token_ids, find_family, prompt_template, reserve_tokens
+from .model.nf4 import check_installed, compute_in, layers_of, settings_of, swap_linears
+from .model.nf4 import describe as describe_nf4
 from .model.speech_encoder import SpeechEncoder
 
 TRAINED_FILE = "trained.safetensors"
@@ -99,6 +101,7 @@ def build(
     model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
     _begin_connector(model, vocabulary)
     model.connector.to(dtype)
+    _settle_nf4(model, dtype)
     model.generation_config = _generation_config(language_model, tokenizer, family, config.audio_token_id)
     return model.eval(), processor
 
@@ -120,6 +123,7 @@ def load_model(
         )
     for name in ("generation_config.json", "processor_config.json", "tokenizer_config.json"):
         _read_object(folder / name)
+    _check_nf4(folder, config)
     if (config.get("text_config") or {}).get("auto_map") and config.get("sources"):
         weights.admit_code(config["sources"]["llm"])
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
@@ -134,6 +138,7 @@ def load_model(
         raise ModelFolderError(
             f"{folder}: holds neither {_COMPLETE_FILES[0]} nor {TRAINED_FILE}; the copy or download is incomplete"
         )
+    _settle_nf4(model, dtype)
     cast(nn.Module, model).to(device)
     return model.eval(), processor
 
@@ -205,9 +210,18 @@ def _load_speech_encoder(
     return encoder, feature_extractor
 
 
+def _check_nf4(where: str | Path, config: dict[str, Any]) -> None:
+    if config.get("quantization_config"):
+        try:
+            check_installed()
+        except ValueError as error:
+            raise ModelFolderError(f"{where}: {error}") from error
+
+
 def _load_language_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     folder = weights.resolve(name)
     config = _read_object(folder / "config.json")
+    _check_nf4(name, config)
     if config.get("is_encoder_decoder") or config.get("model_type") in ("whisper", StapesConfig.model_type):
         raise ModelFolderError(
             f"{name}: is a `{config['model_type']}` model; the LLM must be one that reads text alone"
@@ -287,6 +301,9 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
     _check_base(folder, config.sources)
     encoder, _ = _load_speech_encoder(config.sources["speech_encoder"], None, dtype)
     language_model = _load_language_model(config.sources["llm"], dtype)
+    if (nf4 := settings_of(config)) and not any(layers_of(language_model)):
+        with _reading(folder):
+            swap_linears(language_model, nf4["double_quant"])
     with _reading(folder):
         model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -299,6 +316,13 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
     _refuse(folder, wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), mismatched)
     model.load_state_dict(tensors, strict=False)
     return model
+
+
+def _settle_nf4(model: StapesForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Let an LLM's 4-bit layers, whoever quantised them, compute in the dtype of the model, and say which they are."""
+    if any(layers_of(model.language_model)):
+        compute_in(model.language_model, dtype)
+        describe_nf4(model)
 
 
 def _check_base(folder: Path, sources: dict[str, str]) -> None:

@@ -290,6 +290,8 @@ class Stage(Section):
             raise ValueError(f"the LLM has no part in `objective: ctc`; take {' and '.join(idle)} out of `trainable`")
         if self.augment and self.augment.frames and not self.feature_cache:
             raise ValueError("`augment.frames` acts on stored encoder output; drop it or `feature_cache: false`")
+        if self.quantization is not None and "language_model" in self.trainable:
+            raise ValueError("`quantization`: weights in 4 bits cannot learn; take `language_model` out of `trainable`")
         if self.lora is not None and "lora" not in self.trainable:
             raise ValueError("`lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`")
         for path, weight in self.data.items():

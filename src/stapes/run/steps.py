@@ -41,12 +41,6 @@ def refuse_unsupported(recipe: Recipe, where: str) -> None:
     """
     if recipe.model.sound_encoder is not None:
         raise RecipeError(f"{where}: model.sound_encoder: a run cannot use one yet; `stapes plan` reads the key")
-    for name, stage in recipe.train.items():
-        if stage.quantization is not None:
-            raise RecipeError(
-                f"{where}: train.{name}.quantization: a run cannot train on 4-bit weights yet; "
-                "`stapes plan` reads the key"
-            )
 
 
 def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:

@@ -24,8 +24,9 @@ from ..data.sample import Sample, load_manifest, sample_duration_s, transcript_o
 from ..errors import ManifestError, StapesError
 from ..files import read_json, write_json
 from ..model import CTCCompressor, CTCVocabulary, StapesForConditionalGeneration, StapesProcessor
+from ..model.nf4 import compute_in
 from ..recipe import DynamicClip, Stage
-from .adapters import give_adapters
+from .adapters import give_4bit_weights, give_adapters
 from .arguments import check_stage, training_arguments
 from .callbacks import CompleteMark, LossLog, ProgressBar, checkpoint_step, last_checkpoint, remove_torn_checkpoints
 from .clipping import DynamicClipping
@@ -171,9 +172,14 @@ def _prepare_parts(
     device: torch.device,
 ) -> None:
     """Add adapters if the stage asks for new ones, let only its parts learn, and fit the rest to the device."""
+    if stage.quantization is not None:
+        give_4bit_weights(model, stage.quantization, name)
     if stage.lora is not None:
         give_adapters(model, processor, stage.lora, name, seed)
-    model.set_trainable(set(stage.trainable))
+    try:
+        model.set_trainable(set(stage.trainable))
+    except ValueError as error:
+        raise StapesError(f"stage `{name}`: {error}") from error
     if stage.objective == "ctc" and isinstance(model.connector, CTCCompressor):
         for module in model.connector.llm_side():
             module.requires_grad_(False)
@@ -181,8 +187,11 @@ def _prepare_parts(
         raise StapesError(f"stage `{name}`: nothing learns, the model has no {' or '.join(stage.trainable)}")
     model.config.trained_parts = sorted({*(model.config.trained_parts or ()), *stage.trainable})
     precision: Precision = choose_precision(stage.precision, device.type)
+    compute_in(model.language_model, torch_dtype(precision))
     for parameter in model.parameters():
-        # What learns is kept in float32; autocast casts it where that is safe.
+        # What learns is kept in float32; autocast casts it where that is safe. Weights in 4 bits are whole numbers.
+        if not parameter.is_floating_point():
+            continue
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch_dtype(precision))
     if choose_attention(precision, device.type) == "flash_attention_2":
         # The connector's windows are too short to gain by it; transformers' own default everywhere else is SDPA.
