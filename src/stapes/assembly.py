@@ -321,6 +321,10 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
 def _settle_nf4(model: StapesForConditionalGeneration, dtype: torch.dtype) -> None:
     """Let an LLM's 4-bit layers, whoever quantised them, compute in the dtype of the model, and say which they are."""
     if any(layers_of(model.language_model)):
+        for parameter in model.parameters():
+            # transformers leaves what a checkpoint in 4 bits keeps in full precision in the dtype it is stored in.
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
         compute_in(model.language_model, dtype)
         describe_nf4(model)
 

@@ -97,6 +97,7 @@ def swap_linears(language_model: PreTrainedModel, double_quant: bool) -> list[st
         )
         layer.weight = stored.to(weight.device)  # this is what quantises
         layer.bias = linear.bias
+        layer._is_hf_initialized = True  # else transformers draws the weights anew when the LLM joins another model
         language_model.set_submodule(name, layer.train(linear.training))
     language_model.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft asks
     stay_plain(language_model)
@@ -105,8 +106,10 @@ def swap_linears(language_model: PreTrainedModel, double_quant: bool) -> list[st
 
 
 def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
-    """Let 4-bit layers inside `module` compute in `dtype`."""
+    """Let 4-bit layers inside `module` compute in `dtype`; their biases have it too."""
     for _, layer in layers_of(module):
+        if layer.bias is not None:
+            layer.bias.data = layer.bias.data.to(dtype)
         layer.compute_dtype, layer.compute_type_is_set = dtype, True
         layer.weight.quant_state.dtype = dtype
 
