@@ -30,12 +30,11 @@ from .model import (
     StapesFeatureExtractor,
     StapesForConditionalGeneration,
     StapesProcessor,
+    nf4,
 )
 from .model.connectors import CTCCompressor, StackedMLP
 from .model.ctc_vocabulary import CTCVocabulary
 from .model.families import Family, end_token_ids, find_family, prompt_template, reserve_tokens
-from .model.nf4 import check_installed, compute_in, layers_of, settings_of, swap_linears
-from .model.nf4 import describe as describe_nf4
 from .model.speech_encoder import SpeechEncoder
 
 TRAINED_FILE = "trained.safetensors"
@@ -101,7 +100,7 @@ def build(
     model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
     _begin_connector(model, vocabulary)
     model.connector.to(dtype)
-    _settle_nf4(model, dtype)
+    nf4.settle(model, dtype)
     model.generation_config = _generation_config(language_model, tokenizer, family, config.audio_token_id)
     return model.eval(), processor
 
@@ -138,7 +137,7 @@ def load_model(
         raise ModelFolderError(
             f"{folder}: holds neither {_COMPLETE_FILES[0]} nor {TRAINED_FILE}; the copy or download is incomplete"
         )
-    _settle_nf4(model, dtype)
+    nf4.settle(model, dtype)
     cast(nn.Module, model).to(device)
     return model.eval(), processor
 
@@ -182,8 +181,9 @@ def file_bytes(folder: Path) -> int:
     """
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if (folder / TRAINED_FILE).exists():
-        for source in (read_json(folder / "config.json").get("sources") or {}).values():
-            total += sum(path.stat().st_size for path in weights.resolve(source).glob("*.safetensors"))
+        sources = read_json(folder / "config.json").get("sources") or {}
+        for base in _find_base(folder, sources).values():
+            total += sum(path.stat().st_size for path in base.glob("*.safetensors"))
     return total
 
 
@@ -213,7 +213,7 @@ def _load_speech_encoder(
 def _check_nf4(where: str | Path, config: dict[str, Any]) -> None:
     if config.get("quantization_config"):
         try:
-            check_installed()
+            nf4.check_installed()
         except ValueError as error:
             raise ModelFolderError(f"{where}: {error}") from error
 
@@ -298,12 +298,12 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
         raise ModelFolderError(
             f"{folder}: config.json names no `sources` for the weights that {TRAINED_FILE} leaves out"
         )
-    _check_base(folder, config.sources)
-    encoder, _ = _load_speech_encoder(config.sources["speech_encoder"], None, dtype)
-    language_model = _load_language_model(config.sources["llm"], dtype)
-    if (nf4 := settings_of(config)) and not any(layers_of(language_model)):
-        with _reading(folder):
-            swap_linears(language_model, nf4["double_quant"])
+    base = _find_base(folder, config.sources)
+    encoder, _ = _load_speech_encoder(str(base["speech_encoder"]), None, dtype)
+    # In full precision first: other values than those of the training would be quantised to other bits.
+    language_model = _load_language_model(str(base["llm"]), torch.float32 if nf4.settings_of(config) else dtype)
+    with _reading(folder):
+        nf4.quantize_again(language_model, config)
     with _reading(folder):
         model = StapesForConditionalGeneration(config, speech_encoder=encoder, language_model=language_model)
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -318,32 +318,23 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
     return model
 
 
-def _settle_nf4(model: StapesForConditionalGeneration, dtype: torch.dtype) -> None:
-    """Let an LLM's 4-bit layers, whoever quantised them, compute in the dtype of the model, and say which they are."""
-    if any(layers_of(model.language_model)):
-        for parameter in model.parameters():
-            # transformers leaves what a checkpoint in 4 bits keeps in full precision in the dtype it is stored in.
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
-        compute_in(model.language_model, dtype)
-        describe_nf4(model)
-
-
-def _check_base(folder: Path, sources: dict[str, str]) -> None:
-    """Raise if a name leads to other weights than those the trained part was trained on."""
-    if not (folder / BASE_FILE).exists():
-        return
-    for part, was in _read_object(folder / BASE_FILE).items():
-        found = weights.resolve(sources[part])
+def _find_base(folder: Path, sources: dict[str, str]) -> dict[str, Path]:
+    """Find the weights that a trained part leaves out; raise if a name leads to others than it was trained on."""
+    noted = _read_object(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
+    base: dict[str, Path] = {}
+    for part, name in sources.items():
+        was = noted.get(part)
+        base[part] = found = weights.resolve_again(name, was["source"] if was else {})
         origin = weights.source(found)
         # A Hub revision or a pinned mirror is what it says; only folders have to be read to know them.
-        if origin["from"] != "folder" and {**origin, "date": 0} == {**was["source"], "date": 0}:
+        if not was or (origin["from"] != "folder" and {**origin, "date": 0} == {**was["source"], "date": 0}):
             continue
         if weights.describe(found)["sha256"] != was["sha256"]:
             raise ModelFolderError(
-                f"{folder}: was trained on other weights of `{sources[part]}` than those in {found}; get them back, or "
+                f"{folder}: was trained on other weights of `{name}` than those in {found}; get them back, or "
                 f"delete {BASE_FILE} to use what is there, knowing that answers will differ"
             )
+    return base
 
 
 def _load_strictly(loader: Any, where: str | Path, folder: Path, *, whole: bool = False, **settings: Any) -> Any:

@@ -16,6 +16,7 @@ from transformers import LogitsProcessor
 from .assembly import load_model
 from .data.audio import load_audio, prepare_waveform
 from .data.prompts import TEST_INSTRUCTIONS
+from .defaults import find_model
 from .model import StapesForConditionalGeneration, StapesProcessor
 
 
@@ -39,7 +40,7 @@ class AudioLM:
 
     Example:
         ```python
-        lm = stapes.load("runs/tiny/merge_lora")
+        lm = stapes.load()  # or a model folder, e.g. "runs/tiny/merge_lora"
         lm.transcribe("clip.ogg")
         lm.ask("clip.ogg", "Is someone speaking?")
         ```
@@ -140,15 +141,16 @@ def rounding_margin(model: StapesForConditionalGeneration) -> float:
     return 2e-3
 
 
-def load(path: str | Path, device: str | None = None) -> AudioLM:
+def load(path: str | Path | None = None, device: str | None = None) -> AudioLM:
     """Load a model folder for use.
 
     Args:
-        path: a folder that a run, `save_model` or `save_pretrained` wrote.
+        path: a folder that a run, `save_model` or `save_pretrained` wrote; stapes-tiny, which ships with stapes, if
+            none is named.
         device: torch device; the first GPU if there is one, else the CPU.
 
     Raises:
         ModelFolderError: if the folder is incomplete or damaged.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return AudioLM(*load_model(path, device=device))
+    return AudioLM(*load_model(find_model(path), device=device))

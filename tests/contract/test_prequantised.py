@@ -113,6 +113,6 @@ def test_the_package_is_asked_for(parts: Path, quantised: Path, monkeypatch: pyt
     def not_there() -> None:
         raise ValueError("4-bit weights need the package bitsandbytes")
 
-    monkeypatch.setattr(assembly, "check_installed", not_there)
+    monkeypatch.setattr(assembly.nf4, "check_installed", not_there)
     with pytest.raises(ModelFolderError, match=r"tiny-bnb-4bit: 4-bit weights need the package bitsandbytes$"):
         build_from(parts, quantised)

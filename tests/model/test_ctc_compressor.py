@@ -95,8 +95,9 @@ def test_sound_is_shared_out_evenly_to_the_slots_that_are_left() -> None:
 def test_a_slot_of_speech_is_the_embedding_of_what_was_heard() -> None:
     connector = random_connector()
     torch.nn.init.zeros_(connector.detail.weight)
-    torch.nn.init.zeros_(connector.head.weight)
-    connector.head.bias.copy_(logits_of(4)[0, 0])
+    for parameter in (connector.norm_llm.weight, connector.blank.weight):
+        torch.nn.init.zeros_(parameter)
+    connector.norm_llm.bias.copy_(1000 * connector.token_embeddings.weight[3])  # the fourth token, without a doubt
     tokens, mask = connector(torch.randn(1, 40, D), all_real(40))
     assert mask.shape == (1, 5)
     torch.testing.assert_close(tokens[0, 0], connector.token_embeddings.weight[3], atol=1e-4, rtol=1e-4)
@@ -145,7 +146,7 @@ def test_it_learns_what_is_said_and_keeps_a_slot_for_sound() -> None:
 def test_gradients_reach_every_weight() -> None:
     connector = random_connector().train()
     with torch.no_grad():
-        connector.head.bias[2] = 1.0  # something is heard
+        connector.blank.bias.fill_(-50.0)  # something is heard
     frames = torch.randn(1, 40, D, requires_grad=True)
     tokens, _ = connector(frames, all_real(40))
     (tokens.pow(2).sum() + connector.ctc_loss(frames, all_real(40), torch.tensor([[1, 2]]))).backward()
@@ -156,7 +157,7 @@ def test_gradients_reach_every_weight() -> None:
 def test_a_text_that_is_longer_than_its_clip_teaches_nothing() -> None:
     connector = random_connector()
     loss = connector.ctc_loss(torch.randn(1, 8, D), all_real(8), torch.tensor([[1, 2, 3]]))
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
 
 
 def test_frames_of_another_encoder_are_refused() -> None:

@@ -43,7 +43,8 @@ QFORMER_KEYS = (
         (WHOLE + "sead: 1\n", "R: sead is not a recipe key; did you mean `seed`?"),
         (
             WHOLE + "zzz: 1\n",
-            "R: zzz is not a recipe key; known here: name, seed, model, train, compress, evaluate, bench, report",
+            "R: zzz is not a recipe key; known here: name, seed, model, start_from, train, compress, evaluate, bench, "
+            "report",
         ),
         (MODEL + "  lm: x\n" + QFORMER + TRAIN, "R: model.lm is not a recipe key; did you mean `llm`?"),
         (
@@ -106,7 +107,15 @@ QFORMER_KEYS = (
             "R: compress.1.kind: quantise is no kind of this section; did you mean `quantize`?",
         ),
         # missing keys
-        ("name: x\n" + TRAIN, "R: model is missing"),
+        ("name: x\n" + TRAIN, "R: wants either `model`, to build one, or `start_from`, to go on from a trained one"),
+        (
+            WHOLE + "start_from: stapes-tiny\n",
+            "R: wants either `model`, to build one, or `start_from`, to go on from a trained one",
+        ),
+        (
+            MODEL + "  connector: {kind: stacked_mlp}\n",
+            "R: train is missing; a model that is built here has to learn in at least one stage",
+        ),
         (MODEL + TRAIN, "R: model.connector is missing"),
         (WHOLE.replace("    max_steps: 3\n", ""), "R: train.align.max_steps is missing"),
         (WHOLE + "    augment: {gain: {p: 1}}\n", "R: train.align.augment.gain.db is missing"),
@@ -199,6 +208,10 @@ QFORMER_KEYS = (
         (
             WHOLE + "    objective: ctc\n",
             "R: train.align: `objective: ctc` teaches a connector of kind ctc_compressor, not windowed_qformer",
+        ),
+        (
+            MODEL + "  connector: {kind: ctc_compressor}\n" + TRAIN,
+            "R: train.align: a ctc_compressor hears nothing before a stage with `objective: ctc`; put one first",
         ),
         (
             WHOLE + "    feature_cache: false\n    augment: {frames: {}}\n",

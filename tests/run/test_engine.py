@@ -3,7 +3,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 
 from stapes.errors import RecipeError, StapesError, WeightsError
 from stapes.files import read_json
@@ -96,6 +98,35 @@ def test_an_interrupted_step_is_not_taken_for_a_finished_one(
     assert again.skipped == ["data_check", "align", "tune"]
     assert again.made == ["merge_lora", "quantize", *EVALS, "report"]
     assert not half.exists()
+
+
+def test_a_run_goes_on_from_a_trained_model_and_measures_it_too(small_parts: Path, tmp_path: Path) -> None:
+    first = changed(small_parts, compress=[])
+    run_recipe(first, tmp_path / "run")
+    stage = first.train["tune"].model_copy(update={"lora": None, "max_steps": 2, "save_steps": 2})
+    start = {"model": None, "start_from": str(tmp_path / "run" / "tune"), "train": {"more": stage}}
+    recipe = changed(small_parts, **start)
+    assert recipe.start_from == str(tmp_path / "run" / "tune")
+    summary = run_recipe(recipe, tmp_path / "more")
+    variants = ["base", "more", "merge_lora", "quantize"]
+    assert summary.made == ["data_check", *variants, *(f"eval/{variant}" for variant in variants), "report"]
+    before, base, after = [
+        load_file(tmp_path / folder / "trained.safetensors") for folder in ("run/tune", "more/base", "more/more")
+    ]
+    assert all(torch.equal(before[name], base[name]) for name in before)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    said = [(tmp_path / place / "predictions.jsonl").read_text() for place in ("run/eval/tune", "more/eval/base")]
+    assert said[0] == said[1]
+    assert read_json(tmp_path / "more/eval/quantize/scores.json")["paired"]["against"] == "base"
+    assert run_recipe(recipe, tmp_path / "more").made == []
+    # Nothing has to learn: a trained model can be compressed as it is.
+    plain = changed(small_parts, **{**start, "train": None, "evaluate": None})
+    assert run_recipe(plain, tmp_path / "plain").made == ["data_check", "base", "merge_lora", "quantize", "report"]
+    gone = plain.model_copy(update={"start_from": str(tmp_path / "gone")})
+    with pytest.raises(StapesError, match=r"gone: no such model folder"):
+        check_recipe(gone, "r.yaml")
+    with pytest.raises(StapesError, match=r"gone: no such model folder"):
+        run_recipe(gone, tmp_path / "other")
 
 
 def test_two_runs_do_not_share_a_folder(recipe: Recipe, tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ def recipe(model: dict[str, Any], stage: dict[str, Any]) -> Recipe:
     ("model", "stage", "key"),
     [
         ({"sound_encoder": "BEATs_iter3_plus_AS2M"}, {}, "model.sound_encoder"),
-        ({}, {"quantization": {"bits": 4, "kind": "nf4"}}, "train.align.quantization"),
     ],
 )
 def test_a_run_refuses_what_the_model_cannot_do_yet(

@@ -74,6 +74,8 @@ def test_the_trained_part_comes_back(tuned: tuple[Any, Path]) -> None:
     assert {layer.compute_dtype for _, layer in nf4.layers_of(back)} == {torch.float32}
     half, _ = load_model(folder, dtype=torch.bfloat16)
     assert {layer.compute_dtype for _, layer in nf4.layers_of(half)} == {torch.bfloat16}
+    for (_, layer), (_, expected) in zip(nf4.layers_of(half), nf4.layers_of(model), strict=True):
+        assert torch.equal(layer.weight, expected.weight)
     assert float((logits(half).float() - logits(model)).abs().max()) < 0.2
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from stapes.errors import WeightsError
-from stapes.weights import cache_folder, describe, resolve, source
+from stapes.weights import cache_folder, describe, resolve, resolve_again, source
 from stapes.weights.mirrors import MIRRORS
 
 NAME = "openai/whisper-tiny.en"
@@ -100,6 +100,17 @@ def test_the_order_of_the_places_that_need_no_network(house: House) -> None:
     assert house.resolve(offline=True) == cached
     write_model(house.root / "cwd" / NAME)
     assert house.resolve(offline=True) == Path(NAME)
+
+
+def test_what_was_a_mirror_is_the_mirror_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted, cached = write_model(house.converted), house.write_hub_cache()
+    monkeypatch.setenv("STAPES_CACHE", str(house.root / "stapes"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(house.root / "hf" / "hub"))
+    mirror = next(mirror for mirror in MIRRORS if mirror.name == NAME)
+    assert resolve(NAME, offline=True) == cached
+    assert resolve_again(NAME, {"from": "mirror", "packages": mirror.versions}) == converted
+    assert resolve_again(NAME, {"from": "mirror", "packages": {"another-package": "1.0"}}) == cached
+    assert resolve_again(NAME, {"from": "hub", "name": NAME, "revision": COMMIT}) == cached
 
 
 def test_a_torn_hub_snapshot_is_passed_over(house: House) -> None:

@@ -19,7 +19,10 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Model folders, e.g. runs/tiny/tune.")],
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[MODEL]...", help="Model folders, e.g. runs/tiny/tune; stapes-tiny unless given."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A .json file for one model, or a folder that gets VARIANT/bench.json of each.")
     ] = None,
@@ -42,6 +45,7 @@ def bench(
     Example: `stapes bench runs/tiny/tune runs/tiny/quantize --threads 2`
     """
     from ..bench import bench_model
+    from ..defaults import find_model
     from .printing import print_json
 
     settings = _settings(
@@ -49,15 +53,16 @@ def bench(
         {"audio_s": audio_s, "new_tokens": new_tokens, "warmup": warmup, "repeats": repeats},
         {"seed": seed, "audio": audio, "num_threads": threads, "device": device},
     )
-    outputs = _outputs(models, out)
+    named = [find_model(model) for model in models or [None]]
+    outputs = _outputs(named, out)
     results = []
-    for model, path in zip(models, outputs, strict=True):
+    for model, path in zip(named, outputs, strict=True):
         with _progress(str(model)) as on_progress:
             results.append(bench_model(model, settings, out_path=path, on_progress=on_progress))
     if as_json:
         print_json(results)
     else:
-        _print_table(results, models)
+        _print_table(results, named)
 
 
 def _settings(protocol: Literal["stapes", "nota"], given: dict[str, Any], others: dict[str, Any]) -> BenchSettings:

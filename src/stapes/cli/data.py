@@ -1,4 +1,4 @@
-"""`stapes data check`, `stats`, `import` and `synth`: look at data before training on it, fetch it, make it."""
+"""`stapes data check`, `stats`, `import`, `synth`, `degrade`: look at data before training on it, fetch it, make it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 def register(app: typer.Typer) -> None:
     """Add this module's verbs to the program."""
-    verbs = typer.Typer(help="Check, picture, import and synthesize data.", no_args_is_help=True)
+    verbs = typer.Typer(help="Check, picture, import, synthesize and degrade data.", no_args_is_help=True)
     verbs.command()(check)
     verbs.command()(stats)
     verbs.command("import")(import_)
     verbs.command()(synth)
+    verbs.command()(degrade)
     app.add_typer(verbs, name="data")
 
 
@@ -178,6 +179,37 @@ def synth(
         return
     hours = done.seconds_of_speech / 3600
     typer.echo(f"{done.num_samples} samples, {hours:.2f} h, {done.num_spoken} spoken now: {done.manifest}")
+
+
+def degrade(
+    manifest: Annotated[Path, typer.Argument(help="A JSON Lines manifest.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME/*.flac and NAME.jsonl.", metavar="DIR")],
+    snr_db: Annotated[float | None, typer.Option(help="Add noise at this signal-to-noise ratio.")] = None,
+    gain_db: Annotated[float | None, typer.Option(help="Change the level, after the noise.")] = None,
+    noise: Annotated[
+        Path | None, typer.Option(help="Folder of recorded noises; white noise unless given.", metavar="DIR")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+) -> None:
+    """Write a manifest's clips with noise or at another level, to test a model under worse conditions.
+
+    Example: `stapes data degrade data/speech_test.jsonl --snr-db 10 --out data/noisy`
+    """
+    from ..data.degrade import degrade as write_degraded
+
+    count = 0
+
+    with _progress_bar("degrading") as show:
+
+        def progress(done: int, wanted: int) -> None:
+            nonlocal count
+            count = done
+            show(done, wanted)
+
+        made = write_degraded(
+            manifest, out, snr_db=snr_db, gain_db=gain_db, noise_folder=noise, seed=seed, progress=progress
+        )
+    typer.echo(f"{count} samples: {made}")
 
 
 def _clean_paths(manifests: list[Path], out: Path) -> list[Path]:

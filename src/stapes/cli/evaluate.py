@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +15,15 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model folder, e.g. runs/tiny/merge_lora.")],
     manifest: Annotated[list[Path], typer.Option(help="What to answer; may be given several times.")],
+    model: Annotated[
+        Path | None, typer.Argument(help="A model folder, e.g. runs/tiny/merge_lora; stapes-tiny unless given.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for predictions.jsonl and scores.json; eval/NAME beside the model.")
+        Path | None,
+        typer.Option(
+            help="Folder for predictions.jsonl and scores.json; eval/NAME beside the model, of stapes-tiny here."
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Samples at once, 8 unless given; the texts do not depend on it.")
@@ -38,20 +44,21 @@ def evaluate(
 
     Example: `stapes eval runs/tiny/quantize --manifest data/speech_test.jsonl --against runs/tiny/eval/tune`
     """
+    from ..defaults import find_model
     from ..evaluate.predict import evaluate_model
-    from ..files import staged_folder
     from ..recipe import Evaluate
     from .printing import print_json, quiet_libraries
 
     quiet_libraries()
     defaults = Evaluate.model_fields
-    out = out or model.resolve().parent / "eval" / model.resolve().name
+    folder = find_model(model)
+    out = out or (Path() if model is None else folder.resolve().parent) / "eval" / folder.resolve().name
 
-    def evaluate_in(folder: Path) -> dict[str, Any]:
+    def evaluate_in(work: Path) -> dict[str, Any]:
         return evaluate_model(
-            model,
-            manifest,
             folder,
+            manifest,
+            work,
             batch_size=batch_size or defaults["batch_size"].default,
             max_new_tokens=max_new_tokens or defaults["max_new_tokens"].default,
             limit=limit,
@@ -59,16 +66,21 @@ def evaluate(
             seed=seed,
         )
 
-    if out.exists():
-        scores = evaluate_in(out)
-    else:
-        with staged_folder(out, keep_on_error=True) as work:
-            scores = evaluate_in(work)
+    scores = _make_or_go_on(out, evaluate_in)
     if as_json:
         print_json(scores)
         return
     _print_table(scores)
     typer.echo(out)
+
+
+def _make_or_go_on(out: Path, evaluate_in: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    from ..files import staged_folder
+
+    if out.exists():
+        return evaluate_in(out)
+    with staged_folder(out, keep_on_error=True) as work:
+        return evaluate_in(work)
 
 
 def _print_table(scores: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def _predictor(
 
     def predict_variants(recipe: Recipe) -> list[Prediction]:
         bench = recipe.bench or Bench.model_validate({})
-        work = default_workload(audio_s or bench.audio_s, bench.new_tokens, recipe.model.prompt)
+        work = default_workload(audio_s or bench.audio_s, bench.new_tokens, recipe.parts.prompt)
         plans = [plan.with_dropped(drop_layers) for plan in plan_models(recipe)]
         if protocol == "nota":
             # The published implementation has no int8 linears.

@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-_Model = Annotated[Path, typer.Option("--model", "-m", help="A model folder, e.g. runs/tiny/merge_lora.")]
+_Model = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="A model folder, e.g. runs/tiny/merge_lora; stapes-tiny unless given."),
+]
 _Tokens = Annotated[int, typer.Option(min=1, help="At most this many tokens of answer.")]
 _Device = Annotated[str | None, typer.Option(help="torch device; the first GPU if there is one, else the CPU.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -21,14 +24,14 @@ def register(app: typer.Typer) -> None:
 
 def transcribe(
     audio: Annotated[list[Path], typer.Argument(help="Audio files that soundfile reads, of any length.")],
-    model: _Model,
+    model: _Model = None,
     max_new_tokens: _Tokens = 200,
     device: _Device = None,
     as_json: _Json = False,
 ) -> None:
     """Write down the speech in audio files, a line each.
 
-    Example: `stapes transcribe --model runs/tiny/merge_lora data/speech/*.ogg`
+    Example: `stapes transcribe data/speech/*.ogg`
     """
     from ..data.prompts import TEST_INSTRUCTIONS
 
@@ -38,20 +41,20 @@ def transcribe(
 def ask(
     audio: Annotated[Path, typer.Argument(help="An audio file that soundfile reads, of any length.")],
     question: Annotated[str, typer.Argument(help="A question, or any instruction, about the audio.")],
-    model: _Model,
+    model: _Model = None,
     max_new_tokens: _Tokens = 200,
     device: _Device = None,
     as_json: _Json = False,
 ) -> None:
     """Answer a question about an audio file.
 
-    Example: `stapes ask --model runs/tiny/merge_lora clip.ogg "Is someone speaking?"`
+    Example: `stapes ask clip.ogg "Is someone speaking?"`
     """
     _answer([audio], question, model, max_new_tokens, device, as_json)
 
 
 def _answer(
-    audio: list[Path], instruction: str, model: Path, max_new_tokens: int, device: str | None, as_json: bool
+    audio: list[Path], instruction: str, model: Path | None, max_new_tokens: int, device: str | None, as_json: bool
 ) -> None:
     from ..data.audio import load_audio
     from .printing import print_json, quiet_libraries

@@ -69,7 +69,7 @@ class ConnectorConfig(PreTrainedConfig):
     intermediate_size: int = 3072
     dropout: float | int = 0.1
     ctc_stride: int = 4
-    ctc_merges: int = 1500
+    ctc_merges: int = 12000
     num_ctc_tokens: int = 1
 
     def validate_shape(self) -> None:

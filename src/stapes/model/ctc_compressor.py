@@ -16,13 +16,11 @@ class CTCSteps(NamedTuple):
     Attributes:
         hidden: (B, S, D) with S = ceil(T / stride).
         logits: (B, S, 1 + C): blank first, then the C tokens.
-        middle_logits: the same, one layer earlier, for the intermediate loss; None in eval mode.
         mask: (B, S), True on real steps.
     """
 
     hidden: Tensor
     logits: Tensor
-    middle_logits: Tensor | None
     mask: Tensor
 
 
@@ -35,10 +33,11 @@ class CTCCompressor(nn.Module):
     frames, averaged over equal parts of the clip: a clip without speech consists of them.
 
     Source: CTC is Graves et al. 2006, its use to shorten what the LLM reads follows CTC compression (Gaido et al.
-    2021, arXiv 2102.01578) and posterior-weighted embeddings Wav2Prompt (Deng et al. 2024, arXiv 2406.00522);
-    the intermediate loss is arXiv 2102.03216. Where we differ: the tokens are those of the first merges of the LLM's
-    own BPE, about 1,400 pieces, so that words CTC was never taught are spelt, and the number of slots follows the
-    clip's length alone, so that a processor can count it.
+    2021, arXiv 2102.01578) and posterior-weighted embeddings Wav2Prompt (Deng et al. 2024, arXiv 2406.00522). Where
+    we differ: CTC's output layer is the LLM's own embedding table, frozen, so that words that were seldom heard lie
+    near those that mean the like; its tokens are those of the first merges of the LLM's BPE, so that rare words are
+    spelt in pieces that are often heard; and the number of slots follows the clip's length alone, so that a processor
+    can count it.
     """
 
     def __init__(self, config: ConnectorConfig, encoder_hidden_size: int, llm_hidden_size: int) -> None:
@@ -54,8 +53,10 @@ class CTCCompressor(nn.Module):
         )
         self.norm_out = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(width, 1 + config.num_ctc_tokens)
-        # The rows are the LLM's own, see `assembly.build`.
+        self.to_llm = nn.Linear(width, llm_hidden_size)
+        self.norm_llm = nn.LayerNorm(llm_hidden_size)
+        self.blank = nn.Linear(llm_hidden_size, 1)
+        # The rows are the LLM's own, see `assembly.build`; they never learn.
         self.token_embeddings = nn.Embedding(config.num_ctc_tokens, llm_hidden_size)
         self.detail = nn.Linear(width, llm_hidden_size, bias=False)
         self.sound_in = nn.Linear(encoder_hidden_size, width)
@@ -101,20 +102,24 @@ class CTCCompressor(nn.Module):
         hidden = self.dropout(nn.functional.gelu(self.conv(hidden.transpose(1, 2)).transpose(1, 2)))
         hidden = hidden[:, : int(num_steps.max())]
         mask = torch.arange(hidden.shape[1], device=frames.device)[None] < num_steps[:, None]
-        middle_logits = None
-        for index, layer in enumerate(self.layers):
-            if self.training and index == len(self.layers) - 1:
-                middle_logits = self.head(self.norm_out(hidden))
+        for layer in self.layers:
             hidden = layer(hidden, mask)
         hidden = self.norm_out(hidden)
-        return CTCSteps(hidden, self.head(hidden), middle_logits, mask)
+        return CTCSteps(hidden, self._logits(hidden), mask)
 
-    def llm_side(self) -> tuple[nn.Module, ...]:
-        """List the parts that CTC does not reach: they only matter to the LLM."""
-        return self.token_embeddings, self.detail, self.sound_in, self.sound_out, self.norm_sound
+    def _logits(self, hidden: Tensor) -> Tensor:
+        hidden = self.norm_llm(self.to_llm(hidden))
+        return torch.cat([self.blank(hidden), hidden @ self.token_embeddings.weight.T], dim=-1)
+
+    def let_learn(self, *, hearing: bool) -> None:
+        """Let gradients reach what CTC teaches, or else the parts that only matter to the LLM."""
+        self.requires_grad_(hearing)
+        self.token_embeddings.requires_grad_(False)
+        for module in (self.detail, self.sound_in, self.sound_out, self.norm_sound):
+            module.requires_grad_(not hearing)
 
     def ctc_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
-        """Compute the CTC loss per token, 0.7 of the last layer and 0.3 of the one before it while training.
+        """Compute the CTC loss per token.
 
         Args:
             frames, frames_mask: as in `forward`.
@@ -123,10 +128,7 @@ class CTCCompressor(nn.Module):
         """
         steps = self.read(frames, frames_mask)
         num_steps, lengths, labels = steps.mask.sum(dim=1), (labels > 0).sum(dim=1), labels.clamp(min=0)
-        loss = _ctc(steps.logits, labels, num_steps, lengths)
-        if steps.middle_logits is None:
-            return loss
-        return 0.7 * loss + 0.3 * _ctc(steps.middle_logits, labels, num_steps, lengths)
+        return _ctc(steps.logits, labels, num_steps, lengths)
 
 
 class _Layer(nn.Module):

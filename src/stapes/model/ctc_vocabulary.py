@@ -21,7 +21,8 @@ class CTCVocabulary:
 
     Args:
         tokenizer: of the LLM; a fast one with byte-level BPE.
-        num_merges: how many of its merges are used. SmolLM2 with 1500: 1.9 pieces a word, 5 a second of speech.
+        num_merges: how many of its merges are used. SmolLM2 with 1,500: 1.8 pieces a word of CMU Arctic's
+            sentences; with 12,000: 1.3.
 
     Attributes:
         token_ids: the LLM's id of piece 1, 2, …; 0 is CTC's blank.

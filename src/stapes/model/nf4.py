@@ -120,6 +120,25 @@ def stay_plain(module: nn.Module) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
+def settle(model: StapesForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Let an LLM's 4-bit layers, whoever quantised them, compute in the dtype of the model, and say which they are."""
+    if not any(layers_of(model.language_model)):
+        return
+    for parameter in model.parameters():
+        # transformers leaves what a checkpoint in 4 bits keeps in full precision in the dtype it is stored in.
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    compute_in(model.language_model, dtype)
+    describe(model)
+
+
+def quantize_again(language_model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Quantise an LLM as the model was that `config` describes, if it is not stored so itself: to the same bits."""
+    settings = settings_of(config)
+    if settings and not any(layers_of(language_model)):
+        swap_linears(language_model, settings["double_quant"])
+
+
 def describe(model: StapesForConditionalGeneration) -> None:
     """Note in the model's configuration which layers are in 4 bits, or that there are none."""
     config: Any = model.config

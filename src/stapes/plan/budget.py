@@ -163,7 +163,7 @@ def _changes(recipe: Recipe, small_weights: SmallWeights) -> Iterator[tuple[tupl
 
 def _single_changes(recipe: Recipe, small_weights: SmallWeights) -> list[tuple[str, Any]]:
     """List what can be changed, by how little of the model it changes."""
-    model = recipe.model
+    model = recipe.parts
     last = list(recipe.train)[-1]
     changes: list[tuple[str, Any]] = []
     if model.pad_audio_to_s is not None:
@@ -185,7 +185,7 @@ def _single_changes(recipe: Recipe, small_weights: SmallWeights) -> list[tuple[s
 
 
 def _shorter_connectors(recipe: Recipe) -> list[dict[str, Any]]:
-    connector = recipe.model.connector.model_dump(mode="json")
+    connector = recipe.parts.connector.model_dump(mode="json")
     if connector["kind"] == "stacked_mlp":
         return [{**connector, "stack": stack} for stack in (10, 16) if stack > connector["stack"]]
     return [{**connector, "window_s": window} for window in (0.5, 1.0) if window > connector["window_s"]]

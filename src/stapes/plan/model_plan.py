@@ -149,7 +149,7 @@ def plan_models(recipe: Recipe) -> list[ModelPlan]:
 
 
 def _plan_trained(recipe: Recipe) -> ModelPlan:
-    model = recipe.model
+    model = recipe.parts
     found = {name: read_config(value) for name, value in _names(model).items()}
     speech_config = found["speech_encoder"].values
     if speech_config.get("model_type") != "whisper":
@@ -204,7 +204,7 @@ def _read_sound(recipe: Recipe, found: FoundConfig | None) -> SoundShape | None:
     sound = read_sound_shape(found.values)
     if sound is None:
         raise RecipeError(
-            f"{recipe.name}: model.sound_encoder: {recipe.model.sound_encoder} is a "
+            f"{recipe.name}: model.sound_encoder: {recipe.parts.sound_encoder} is a "
             f"`{found.values.get('model_type')}` model; a sound encoder must be a BEATs or an EAT"
         )
     return sound

@@ -1,8 +1,8 @@
 """Recipes: typed sections, one level of `extends`, and errors that name the nearest known key. Imports no torch."""
 
+from .augmentation import Augment
 from .reading import dump_recipe, load_recipe, parse_value
 from .sections import (
-    Augment,
     Bench,
     CTCCompressor,
     DynamicClip,

@@ -52,7 +52,7 @@ def _line(problem: Mapping[str, Any], stated: Stated) -> str:
             message = _PLAIN.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
             value = "" if isinstance(problem["input"], Mapping | Section) else f", not {problem['input']!r}"
             # What is wrong with the recipe as a whole names its keys in the message.
-            return f"{where}: {message}{value}" if keys else f"{where}{message}{value}"
+            return f"{where}: {message}{value}" if keys else f"{where.rstrip()} {message}{value}"
 
 
 _PLAIN = {

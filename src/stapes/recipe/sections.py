@@ -6,28 +6,17 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from ..errors import RecipeError
+from .augmentation import Augment
+from .section import Section
 
 Part = Literal["speech_encoder", "connector", "language_model", "lora"]
 
+_STEPS = ("data_check", "base", "eval", "bench", "report")
 _ENCODER_FRAMES_PER_S = 50
 """Of any Whisper."""
-
-
-def _ordered(span: tuple[float, float]) -> tuple[float, float]:
-    if span[0] > span[1]:
-        raise ValueError("wants [lowest, highest]")
-    return span
-
-
-Span = Annotated[tuple[float, float], AfterValidator(_ordered)]
-PositiveSpan = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ordered)]
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class WindowedQFormer(Section):
@@ -69,9 +58,9 @@ class CTCCompressor(Section):
     kind: Literal["ctc_compressor"]
     slot_s: float = Field(0.16, ge=0.04, le=2)  # one audio token for each, whatever it will hold
     step_s: float = Field(0.08, ge=0.04, le=0.32)  # CTC's; at most one piece a step
-    merges: int = Field(1500, ge=1)  # of the LLM's BPE; few: short pieces, many of them, each of them often heard
+    merges: int = Field(12000, ge=1)  # of the LLM's BPE; few: short pieces, many of them, each of them often heard
     hidden_size: int = Field(512, ge=1)
-    num_layers: int = Field(3, ge=1)
+    num_layers: int = Field(2, ge=1)
     num_heads: int = Field(8, ge=1)
     intermediate_size: int = Field(2048, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -121,90 +110,6 @@ class Model(Section):
                 if self.prompt.count(field) != 1:
                     raise ValueError(f"prompt must be `chat`, `plain` or a text with one {field}, not {self.prompt!r}")
         return self
-
-
-class Noise(Section):
-    """Additive noise: Gaussian, or clips from a folder, at a signal-to-noise ratio drawn from `snr_db`."""
-
-    p: float = Field(ge=0, le=1)
-    snr_db: Span
-    folder: Path | None = None
-
-
-class Gain(Section):
-    """A change of level drawn from `db`."""
-
-    p: float = Field(ge=0, le=1)
-    db: Span
-
-
-class Speed(Section):
-    """Speed perturbation by resampling; 1.1 is 10 % faster and shorter."""
-
-    p: float = Field(ge=0, le=1)
-    factor: PositiveSpan
-
-
-class Reverb(Section):
-    """Convolution with an impulse response: a synthetic one that decays by 60 dB in `rt60_s`, or one from a folder."""
-
-    p: float = Field(ge=0, le=1)
-    rt60_s: PositiveSpan = (0.2, 0.8)
-    folder: Path | None = None
-
-
-class Codec(Section):
-    """A trip through a lossy codec."""
-
-    p: float = Field(ge=0, le=1)
-    kinds: tuple[Literal["mulaw", "alaw", "gsm", "mp3", "vorbis", "opus"], ...] = Field(
-        ("mulaw", "gsm", "mp3", "vorbis"), min_length=1
-    )
-
-
-class BandPass(Section):
-    """Telephone-like band limits, in Hz, below half of 16 kHz."""
-
-    p: float = Field(ge=0, le=1)
-    low_hz: float = Field(300, gt=0)
-    high_hz: float = Field(3400, gt=0, lt=8000)
-
-    @model_validator(mode="after")
-    def _band_is_open(self) -> BandPass:
-        if self.low_hz >= self.high_hz:
-            raise ValueError(f"low_hz {self.low_hz:g} is not below high_hz {self.high_hz:g}")
-        return self
-
-
-class SpecAugment(Section):
-    """Masks on the log-mel features (arXiv 1904.08779); a mask never covers more than `max_share` of a clip."""
-
-    time_masks: int = Field(2, ge=0)
-    max_time_frames: int = Field(40, ge=1)
-    freq_masks: int = Field(2, ge=0)
-    max_freq_bins: int = Field(15, ge=1)
-    max_share: float = Field(0.2, gt=0, le=1)
-
-
-class FrameAugment(Section):
-    """On the encoder's stored output (values of order 1), drawn anew each time a clip is seen: noise, then masks."""
-
-    noise_std: Span = (0.0, 0.3)
-    masks: SpecAugment = SpecAugment(time_masks=2, max_time_frames=18, freq_masks=2, max_freq_bins=48, max_share=0.2)
-
-
-class Augment(Section):
-    """Augmentation of training audio, applied in this order. With a feature cache each clip has `copies` versions."""
-
-    speed: Speed | None = None
-    reverb: Reverb | None = None
-    noise: Noise | None = None
-    band_pass: BandPass | None = None
-    codec: Codec | None = None
-    gain: Gain | None = None
-    spec_augment: SpecAugment | None = None
-    frames: FrameAugment | None = None  # needs the feature cache
-    copies: int = Field(4, ge=1)
 
 
 class FixedClip(Section):
@@ -263,7 +168,8 @@ class Stage(Section):
     """One stage of training. Keys that TrainingArguments has carry its names.
 
     `objective: answer` is the LLM's own loss on what it is to answer. `ctc` teaches a `ctc_compressor` to hear what is
-    said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said.
+    said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said. In
+    stages for `answer` that hearing stays as it is, and the connector's other weights learn.
     """
 
     objective: Literal["answer", "ctc"] = "answer"
@@ -351,37 +257,67 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0)
-    model: Model
-    train: dict[str, Stage] = Field(min_length=1)
+    model: Model | None = None
+    start_from: str | None = None  # in place of `model`: a model folder, or `stapes-tiny`, to train or compress further
+    train: dict[str, Stage] = Field(default_factory=dict)  # may be empty with `start_from`
     compress: tuple[CompressStep, ...] = ()
     evaluate: Evaluate | None = None
     bench: Bench | None = Field(default_factory=lambda: Bench.model_validate({}))
     report: Report = Field(default_factory=lambda: Report.model_validate({}))
 
+    @property
+    def parts(self) -> Model:
+        """What the model is built from.
+
+        Raises:
+            RecipeError: if the recipe starts from a trained model.
+        """
+        if self.model is None:
+            raise RecipeError(
+                f"{self.name}: the recipe starts from {self.start_from}; name its parts in a `model` section instead"
+            )
+        return self.model
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         kinds = [step.kind for step in self.compress]
-        has_lora = any(stage.lora for stage in self.train.values())
-        for earlier, (name, stage) in enumerate(self.train.items()):
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {"eval", "bench", "report", "data_check", *kinds}:
+        for name in self.train:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in {*_STEPS, *kinds}:
                 raise ValueError(f"train: `{name}` cannot name a stage; use lower-case letters, e.g. `align`")
-            if stage.objective == "ctc" and self.model.connector.kind != "ctc_compressor":
-                raise ValueError(
-                    f"train.{name}: `objective: ctc` teaches a connector of kind ctc_compressor, not "
-                    f"{self.model.connector.kind}"
-                )
-            given = any(s.lora for s in list(self.train.values())[: earlier + 1])
-            if "lora" in stage.trainable and not given:
-                raise ValueError(f"train.{name}: `trainable` lists lora, but no stage up to here has a `lora` section")
-            first = next((s.lora for s in self.train.values() if s.lora), None)
-            if stage.lora and stage.lora != first:
+        adapters = [stage.lora for stage in self.train.values() if stage.lora]
+        for name, stage in self.train.items():
+            if stage.lora and stage.lora != adapters[0]:
                 raise ValueError(
                     f"train.{name}.lora: adapters stay for later stages and cannot change their shape; drop it"
                 )
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"compress: each kind of step may stand once, not {', '.join(kinds)}")
+        if (self.model is None) == (self.start_from is None):
+            raise ValueError("wants either `model`, to build one, or `start_from`, to go on from a trained one")
+        if self.model is not None:
+            self._check_order(self.model)
+        return self
+
+    def _check_order(self, model: Model) -> None:
+        """Refuse a stage or a step that needs another one before it; a trained model may bring what is needed."""
+        if not self.train:
+            raise ValueError("train is missing; a model that is built here has to learn in at least one stage")
+        hears, has_lora, kind = model.connector.kind != "ctc_compressor", False, model.connector.kind
+        for name, stage in self.train.items():
+            has_lora |= stage.lora is not None
+            if stage.objective == "ctc" and kind != "ctc_compressor":
+                raise ValueError(
+                    f"train.{name}: `objective: ctc` teaches a connector of kind ctc_compressor, not {kind}"
+                )
+            hears |= stage.objective == "ctc"
+            if not hears:
+                raise ValueError(
+                    f"train.{name}: a ctc_compressor hears nothing before a stage with `objective: ctc`; put one first"
+                )
+            if "lora" in stage.trainable and not has_lora:
+                raise ValueError(f"train.{name}: `trainable` lists lora, but no stage up to here has a `lora` section")
+        kinds = [step.kind for step in self.compress]
         if "merge_lora" in kinds and not has_lora:
             raise ValueError("compress: `merge_lora` has nothing to merge; no stage has a `lora` section")
         if has_lora and "quantize" in kinds and "merge_lora" not in kinds[: kinds.index("quantize")]:
             raise ValueError("compress: `quantize` needs merged adapters; put {kind: merge_lora} before it")
-        return self

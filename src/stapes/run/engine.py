@@ -16,11 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..defaults import find_model
 from ..environment import environment
 from ..errors import StapesError
 from ..files import full_disk_explained, read_json, staged_folder, write_json, write_text
 from ..recipe import Recipe, dump_recipe
-from .steps import Step, plan_steps, refuse_unsupported
+from .steps import Step, model_files, plan_steps, refuse_unsupported
 
 
 @dataclass
@@ -89,10 +90,13 @@ def check_recipe(recipe: Recipe, path: str) -> None:
             load_manifest(manifest)
     for manifest in recipe.evaluate.data if recipe.evaluate else ():
         load_manifest(manifest)
-    resolve(recipe.model.speech_encoder)
-    if recipe.model.trust_remote_code:
-        allow_code(recipe.model.llm)
-    admit_code(recipe.model.llm)
+    if recipe.start_from is not None:
+        model_files(find_model(recipe.start_from))
+        return
+    resolve(recipe.parts.speech_encoder)
+    if recipe.parts.trust_remote_code:
+        allow_code(recipe.parts.llm)
+    admit_code(recipe.parts.llm)
 
 
 def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
-from ..errors import RecipeError, StapesError
+from ..defaults import find_model
+from ..errors import ModelFolderError, RecipeError, StapesError
 from ..files import write_json
 from ..recipe import CTCCompressor, MergeLora, Model, Quantize, Recipe, StackedMLP, WindowedQFormer
 
@@ -39,7 +41,7 @@ def refuse_unsupported(recipe: Recipe, where: str) -> None:
     Raises:
         RecipeError: naming the key; `where` is the recipe's file or name.
     """
-    if recipe.model.sound_encoder is not None:
+    if recipe.model is not None and recipe.model.sound_encoder is not None:
         raise RecipeError(f"{where}: model.sound_encoder: a run cannot use one yet; `stapes plan` reads the key")
 
 
@@ -52,7 +54,14 @@ def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
     contents = {str(path): _digest_file(path) for path in manifests}
     steps = [Step("data_check", _digest("data_check", contents), lambda work: _check_data(manifests, work))]
 
-    previous, mark = None, _digest("model", recipe.model.model_dump(mode="json"), recipe.seed)
+    variants: dict[str, str] = {}
+    if recipe.start_from is None:
+        previous, mark = None, _digest("model", recipe.parts.model_dump(mode="json"), recipe.seed)
+    else:
+        base = find_model(recipe.start_from)
+        previous, mark = "base", _digest("base", {path.name: _digest_file(path) for path in model_files(base)})
+        steps.append(Step("base", mark, lambda work: _copy_model(base, work)))
+        variants["base"] = mark
     for name, stage in recipe.train.items():
         data = [contents[str(path)] for path in (*stage.data, *stage.valid)]
         mark = _digest(mark, name, stage.model_dump(mode="json"), data)
@@ -60,7 +69,7 @@ def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
         steps.append(Step(name, mark, make, everywhere=True, resumable=True))
         previous = name
     assert previous is not None
-    variants = {previous: mark}
+    variants[previous] = mark
     for compress in recipe.compress:
         mark = _digest(mark, compress.model_dump(mode="json"))
         steps.append(Step(compress.kind, mark, _compress_maker(compress, folder / previous)))
@@ -97,16 +106,35 @@ def _check_data(manifests: list[Path], work: Path) -> dict[str, Any]:
     return {"samples": report.num_samples, "warnings": len(report.warnings)}
 
 
+def model_files(folder: Path) -> list[Path]:
+    """List the files of a model folder, without what a run notes beside them.
+
+    Raises:
+        ModelFolderError: if there is no model.
+    """
+    if not (folder / "config.json").exists():
+        raise ModelFolderError(f"{folder}: no such model folder")
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != "step.json")
+
+
+def _copy_model(base: Path, work: Path) -> dict[str, Any]:
+    """Keep the model that is gone on from beside what is made of it: it is measured like the others."""
+    work.mkdir(parents=True, exist_ok=True)
+    for path in model_files(base):
+        shutil.copyfile(path, work / path.name)
+    return {"start_from": base.name}
+
+
 def _stage_maker(recipe: Recipe, name: str, previous: Path | None) -> Callable[[Path], dict[str, Any]]:
     def make(work: Path) -> dict[str, Any]:
         from ..assembly import build, load_model
         from ..train.stage import train_stage
         from ..weights import allow_code, cache_folder
 
-        if recipe.model.trust_remote_code:
-            allow_code(recipe.model.llm)
         if previous is None:
-            model, processor = build(**_build_arguments(recipe.model), seed=recipe.seed)
+            if recipe.parts.trust_remote_code:
+                allow_code(recipe.parts.llm)
+            model, processor = build(**_build_arguments(recipe.parts), seed=recipe.seed)
         else:
             model, processor = load_model(previous)
         work.mkdir(parents=True, exist_ok=True)

@@ -180,9 +180,9 @@ def _prepare_parts(
         model.set_trainable(set(stage.trainable))
     except ValueError as error:
         raise StapesError(f"stage `{name}`: {error}") from error
-    if stage.objective == "ctc" and isinstance(model.connector, CTCCompressor):
-        for module in model.connector.llm_side():
-            module.requires_grad_(False)
+    if isinstance(model.connector, CTCCompressor) and "connector" in stage.trainable:
+        # The LLM's loss reaches what CTC hears through posteriors alone, which pulls pieces away from what was said.
+        model.connector.let_learn(hearing=stage.objective == "ctc")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise StapesError(f"stage `{name}`: nothing learns, the model has no {' or '.join(stage.trainable)}")
     model.config.trained_parts = sorted({*(model.config.trained_parts or ()), *stage.trainable})

@@ -58,6 +58,27 @@ def resolve(name: str, *, offline: bool = False) -> Path:
     raise WeightsError(_not_found(name, tried))
 
 
+def resolve_again(name: str, noted: dict[str, Any]) -> Path:
+    """Find or fetch the weights called `name` as they once were, though a name may lead elsewhere by now.
+
+    A mirror's weights can differ from the Hub's in their last bits or, where it carries a quantised copy, in all.
+
+    Args:
+        name: as for `resolve`.
+        noted: the `source` of what `describe` returned then. A mirror package comes before all other places; whatever
+            else it was is resolved as usual, and for the caller to compare.
+
+    Raises:
+        WeightsError: as `resolve`.
+    """
+    mirror = next((mirror for mirror in MIRRORS if mirror.name == name), None)
+    if noted.get("from") == "mirror" and mirror is not None and noted.get("packages") == mirror.versions:
+        tried: list[str] = []
+        if found := _find_converted(mirror, tried) or _fetch_mirror(mirror, tried):
+            return found
+    return resolve(name)
+
+
 def find_config(name: str) -> Path | None:
     """Find the config.json of the model called `name` on this machine, whether its weights are there or not.
 

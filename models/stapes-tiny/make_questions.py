@@ -1,0 +1,125 @@
+"""Write the manifests of questions that stapes-tiny learns from and is tested with.
+
+    python models/stapes-tiny/make_questions.py DATA SYNTH OUT
+
+DATA holds arctic_*, speech_*, words_* and sounds_* manifests, SYNTH is a manifest of `stapes data synth`. OUT gets, for
+`train` and `test`: speaking_*.jsonl (is someone speaking?), drum_*.jsonl (is a drum being hit?), animal_*.jsonl (which
+animal?), instrument_*.jsonl (which instrument?) and count_*.jsonl (how many words?). Yes and no are equally frequent.
+Questions for training come from *_train and SYNTH, those for testing from *_test alone.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from stapes.data.sample import Sample, load_manifest, write_manifest
+from stapes.data.spoken import spoken_words
+
+SPEAKING = (
+    "Is someone speaking?",
+    "Do you hear a voice speaking?",
+    "Does this recording contain speech? Answer yes or no.",
+    "Is this a person talking?",
+    "Can you hear spoken words? Answer with one word.",
+)
+DRUM = (
+    "Is a drum being hit?",
+    "Do you hear a drum?",
+    "Does this recording contain drums? Answer yes or no.",
+    "Is this the sound of a drum?",
+)
+ANIMAL = ("Which animal is it?", "What animal do you hear?", "Name the animal.")
+INSTRUMENT = ("What instrument is played?", "Which instrument do you hear?", "Name the instrument.")
+COUNT = ("How many words are said?", "Count the words.", "How many words does the speaker say?")
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+INSTRUMENTS = (
+    *("tabla", "bass drum", "snare drum", "tom drum", "kick drum", "drum kit", "drum", "cymbal", "guitar", "violin"),
+    *("piano", "synthesizer", "bugle", "bassoon", "wood block"),
+)
+
+
+def is_speaking(sample: Sample) -> str | None:
+    """Answer for a clip, or None if that is a matter of opinion."""
+    if sample.task == "asr":
+        return "yes" if spoken_words(sample.target) else None
+    return None if re.search(r"robot|choir|person|man|someone", sample.target) else "no"
+
+
+def is_drum(sample: Sample) -> str | None:
+    """Answer for a clip, or None if that is a matter of opinion."""
+    if sample.task == "asr":
+        return "no"
+    if re.search(r"\b(drum|tabla)\b", sample.target):
+        return "yes"
+    return None if re.search(r"music|glitchy|boom|cymbal|wood block", sample.target) else "no"
+
+
+def which_animal(sample: Sample) -> str | None:
+    """Take the animal out of a caption: its noun, in captions of clips that are filed under animals."""
+    if sample.task != "audiocaption" or "animals_" not in sample.id:
+        return None
+    words = re.sub(r"^(a|an|the|two) ", "", sample.target).split()
+    return " ".join(words[:2]) if words[0] == "sea" else words[0]
+
+
+def which_instrument(sample: Sample) -> str | None:
+    """Take the instrument out of a caption: the longest name that stands in it."""
+    if sample.task != "audiocaption":
+        return None
+    return next((name for name in INSTRUMENTS if re.search(rf"\b{name}\b", sample.target)), None)
+
+
+def how_many_words(sample: Sample) -> str | None:
+    """Count what is said, up to twelve words."""
+    count = len(spoken_words(sample.target).split()) if sample.task == "asr" else 0
+    return NUMBERS[count] if 0 < count < len(NUMBERS) else None
+
+
+QUESTIONS: dict[str, tuple[Sequence[str], Callable[[Sample], str | None]]] = {
+    "speaking": (SPEAKING, is_speaking),
+    "drum": (DRUM, is_drum),
+    "animal": (ANIMAL, which_animal),
+    "instrument": (INSTRUMENT, which_instrument),
+    "count": (COUNT, how_many_words),
+}
+
+
+def ask(clips: Sequence[Sample], name: str, chance: random.Random, limit: int) -> list[Sample]:
+    """Ask one question about at most `limit` clips; where it is answered by yes or no, about as many of each."""
+    wordings, answer = QUESTIONS[name]
+    answered = [(clip, found) for clip in clips if (found := answer(clip)) is not None]
+    chance.shuffle(answered)
+    if {found for _, found in answered} == {"yes", "no"}:
+        size = min(sum(found == word for _, found in answered) for word in ("yes", "no"))
+        groups = [[pair for pair in answered if pair[1] == word][:size] for word in ("yes", "no")]
+        answered = [pair for both in zip(*groups, strict=True) for pair in both]
+    return [
+        replace(clip, id=f"{name}-{clip.id}", task="qa", prompt=chance.choice(wordings), target=found)
+        for clip, found in answered[:limit]
+    ]
+
+
+def main(data: Path, synth: Path, out: Path) -> None:
+    """Write ten manifests; the same input always gives the same questions."""
+    out.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        chance = random.Random(split)
+        real = [
+            clip for name in ("arctic", "speech", "sounds") for clip in load_manifest(data / f"{name}_{split}.jsonl")
+        ]
+        clips = real if split == "test" else [*real, *load_manifest(synth)]
+        for name in QUESTIONS:
+            # Few clips are sounds: with many spoken ones beside them each of them would stand for one opposite alone.
+            questions = ask(clips, name, chance, 500)
+            write_manifest(questions, out / f"{name}_{split}.jsonl")
+            print(f"{name}_{split}: {len(questions)}")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
