@@ -211,11 +211,10 @@ def _load_speech_encoder(
 
 
 def _check_nf4(where: str | Path, config: dict[str, Any]) -> None:
-    if config.get("quantization_config"):
-        try:
-            nf4.check_installed()
-        except ValueError as error:
-            raise ModelFolderError(f"{where}: {error}") from error
+    try:
+        nf4.check_stored(config.get("quantization_config"))
+    except ValueError as error:
+        raise ModelFolderError(f"{where}: {error}") from error
 
 
 def _load_language_model(name: str, dtype: torch.dtype) -> PreTrainedModel:

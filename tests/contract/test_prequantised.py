@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,17 @@ def test_it_trains_and_comes_back(
         merged, _ = load_model(tmp_path / f"merged-{trained_only}")
         torch.testing.assert_close(logits(merged), logits(model), atol=1e-4, rtol=1e-4)
         assert list(nf4.layers_of(merged)) == []
+
+
+@pytest.mark.parametrize("stored", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes"}])
+def test_other_forms_are_refused(stored: dict[str, Any], parts: Path, quantised: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(quantised, tmp_path / "other"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"load_in_8bit": True, **stored}}))
+    with pytest.raises(
+        ModelFolderError, match=rf"other: its weights are stored quantised by {stored['quant_method']}, "
+    ):
+        build_from(parts, folder)
 
 
 def test_the_package_is_asked_for(parts: Path, quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:

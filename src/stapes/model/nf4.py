@@ -38,6 +38,19 @@ def check_installed() -> None:
         raise ValueError("4-bit weights need the package bitsandbytes; install it: `pip install 'stapes[qlora]'`")
 
 
+def check_stored(quantization: dict[str, Any] | None) -> None:
+    """Raise ValueError if weights are stored in a quantised form that is not read, by `config.json`."""
+    if not quantization:
+        return
+    if quantization.get("quant_method") != "bitsandbytes" or not quantization.get("load_in_4bit"):
+        method = quantization.get("quant_method", "an unnamed method")
+        raise ValueError(
+            f"its weights are stored quantised by {method}, of which bitsandbytes in 4 bits alone is read; take them "
+            "in full precision, and `quantization` in a stage"
+        )
+    check_installed()
+
+
 def is_4bit(module: nn.Module) -> bool:
     """Tell whether a layer's weights are in 4 bits, whoever quantised them."""
     return hasattr(module, "quant_state") and hasattr(module, "compute_dtype")
