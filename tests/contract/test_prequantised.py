@@ -104,6 +104,8 @@ def test_it_trains_and_comes_back(
         back, _ = load_model(folder)
         assert torch.equal(logits(back), logits(model))
         assert len(list(nf4.layers_of(back))) == 11
+        save_model(back, processor, tmp_path / f"again-{trained_only}")
+        assert torch.equal(logits(load_model(tmp_path / f"again-{trained_only}")[0]), logits(model))
         merge_lora(folder, tmp_path / f"merged-{trained_only}")
         merged, _ = load_model(tmp_path / f"merged-{trained_only}")
         torch.testing.assert_close(logits(merged), logits(model), atol=1e-4, rtol=1e-4)

@@ -137,6 +137,8 @@ def settle(model: StapesForConditionalGeneration, dtype: torch.dtype) -> None:
     """Let an LLM's 4-bit layers, whoever quantised them, compute in the dtype of the model, and say which they are."""
     if not any(layers_of(model.language_model)):
         return
+    # transformers notes the steps by which it read weights, to save them by the reverse; those for 4 bits have none.
+    model.__dict__.pop("_weight_conversions", None)
     for parameter in model.parameters():
         # transformers leaves what a checkpoint in 4 bits keeps in full precision in the dtype it is stored in.
         if parameter.is_floating_point():
