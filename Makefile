@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing stapes into $(VENV) (a minute or two with a warm package cache) …"
 	$(BIN)/python -m pip install --constraint constraints.txt torch
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,qlora]'
 	@touch $@
 
 demo: install    ## the shipped model → tuned, compressed, measured and compared, in one run

@@ -14,11 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedModel
 
 from . import weights
 from .errors import ModelFolderError
@@ -29,17 +25,26 @@ from .model import (
     StapesFeatureExtractor,
     StapesForConditionalGeneration,
     StapesProcessor,
-    find_reserved_tokens,
+    nf4,
 )
 from .model.connectors import CTCCompressor, StackedMLP
 from .model.ctc_vocabulary import CTCVocabulary
-from .parts import load_encoders, load_language_model, load_strictly, read_object, reading, refuse
+from .model.families import Family, end_token_ids, prompt_template, reserve_tokens
+from .parts import (
+    check_stored,
+    load_encoders,
+    load_language_model,
+    load_strictly,
+    load_tokenizer,
+    read_object,
+    reading,
+    refuse,
+)
 
 TRAINED_FILE = "trained.safetensors"
 BASE_FILE = "base_weights.json"
 _COMPLETE_FILES = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
-_PLAIN_PROMPT = "USER: <Speech>{audio}</Speech> {instruction}\nASSISTANT:"
 
 
 def build(
@@ -74,11 +79,11 @@ def build(
     if sound_encoder is not None:
         sources["sound_encoder"] = sound_encoder
     speech, sound, feature_extractor = load_encoders(sources, pad_audio_to_s, torch.float32)
-    with reading(llm):
-        tokenizer = AutoTokenizer.from_pretrained(weights.resolve(llm))
-    audio_token = _reserve_tokens(llm, tokenizer, audio_token)
+    tokenizer, family, num_embeddings = load_tokenizer(llm)
     try:
-        template = _prompt_template(prompt, tokenizer)
+        # The template first: it may name another end symbol, which is then in use.
+        template = prompt_template(prompt, tokenizer, family)
+        audio_token = reserve_tokens(tokenizer, family, audio_token, num_embeddings)
         processor = _build_processor(feature_extractor, tokenizer, audio_token, template, connector)
     except ValueError as error:
         raise ModelFolderError(f"{llm}: {error}") from error
@@ -97,7 +102,8 @@ def build(
     torch.manual_seed(seed)
     model = StapesForConditionalGeneration(config, speech, language_model, sound)
     _begin_connector(model, vocabulary)
-    model.generation_config = _generation_config(language_model, tokenizer, config.audio_token_id)
+    nf4.settle(model, torch.float32)
+    model.generation_config = _generation_config(language_model, tokenizer, family, config.audio_token_id)
     return model.eval(), processor
 
 
@@ -118,6 +124,9 @@ def load_model(
         )
     for name in ("generation_config.json", "processor_config.json", "tokenizer_config.json"):
         read_object(folder / name)
+    check_stored(folder, config)
+    if (config.get("text_config") or {}).get("auto_map") and config.get("sources"):
+        weights.admit_code(config["sources"]["llm"])
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise ModelFolderError(f"{folder}: {_TOKENIZER_FILES[0]} is missing; the copy or download is incomplete")
     with reading(folder):
@@ -130,6 +139,7 @@ def load_model(
         raise ModelFolderError(
             f"{folder}: holds neither {_COMPLETE_FILES[0]} nor {TRAINED_FILE}; the copy or download is incomplete"
         )
+    nf4.settle(model, dtype)
     cast(nn.Module, model).to(device)
     return model.eval(), processor
 
@@ -179,29 +189,6 @@ def file_bytes(folder: Path) -> int:
     return total
 
 
-def _reserve_tokens(llm: str, tokenizer: Any, audio_token: str | None) -> str:
-    """Choose the audio token, and a padding token of its own where there is one to spare; else padding stays as it is.
-
-    Padding is masked everywhere: that it should not be the end symbol is for the eye.
-    """
-    spare = [token for token in find_reserved_tokens(tokenizer) if token != audio_token]
-    if audio_token is None:
-        if not spare:
-            raise ModelFolderError(
-                f"{llm}: its tokenizer has no reserved token that stapes knows; name a token that it keeps whole and "
-                "text never uses as `model.audio_token`"
-            )
-        audio_token = spare.pop(0)
-    roles = {"bos_token", "eos_token", "pad_token", "unk_token"}
-    if taken := sorted(role for role in roles if getattr(tokenizer, role) == audio_token):
-        raise ModelFolderError(
-            f"{llm}: {audio_token!r} is its tokenizer's {taken[0]}; choose another `model.audio_token`"
-        )
-    if tokenizer.pad_token in (None, tokenizer.eos_token):
-        tokenizer.pad_token = spare[0] if spare else tokenizer.eos_token
-    return audio_token
-
-
 @torch.no_grad()
 def _embedding_size(model: StapesForConditionalGeneration) -> float:
     """Return the root mean square of what tokens enter the LLM as; some families scale their table (Gemma)."""
@@ -239,14 +226,15 @@ def _begin_connector(model: StapesForConditionalGeneration, vocabulary: CTCVocab
             nn.init.constant_(connector.norm_sound.weight, size)
 
 
-def _generation_config(language_model: PreTrainedModel, tokenizer: Any, audio_token_id: int) -> GenerationConfig:
+def _generation_config(
+    language_model: PreTrainedModel, tokenizer: Any, family: Family | None, audio_token_id: int
+) -> GenerationConfig:
     """Greedy unless asked otherwise: an LLM's own sampling defaults do not suit transcription."""
-    own = cast(GenerationConfig, language_model.generation_config)
-    # A chat LLM ends its turn with the tokenizer's end symbol, which its generation settings do not always list.
-    eos = {tokenizer.eos_token_id, *(own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id])}
+    stated = cast(GenerationConfig, language_model.generation_config).eos_token_id
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(eos - {None}),
+        # A chat LLM ends its turn with symbols that its generation settings do not always list.
+        eos_token_id=end_token_ids(tokenizer, family, stated),
         pad_token_id=tokenizer.pad_token_id,
         # It stands for audio in a prompt; in an answer it would be taken for a place that wants audio.
         suppress_tokens=[audio_token_id],
@@ -267,19 +255,6 @@ def _build_processor(
     )
 
 
-def _prompt_template(prompt: str, tokenizer: Any) -> str:
-    match prompt:
-        case "plain":
-            return (tokenizer.bos_token or "") + _PLAIN_PROMPT
-        case "chat":
-            if tokenizer.chat_template is None:
-                raise ValueError("the LLM's tokenizer has no chat template; use `prompt: plain` or a text of your own")
-            messages = [{"role": "user", "content": "{audio}\n{instruction}"}]
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        case _:
-            return prompt
-
-
 def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditionalGeneration:
     with reading(folder):
         config = StapesConfig.from_pretrained(folder)
@@ -289,7 +264,10 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
         )
     base = _find_base(folder, config.sources)
     speech, sound, _ = load_encoders({part: str(found) for part, found in base.items()}, None, dtype)
-    language_model = load_language_model(str(base["llm"]), dtype)
+    # In full precision first: other values than those of the training would be quantised to other bits.
+    language_model = load_language_model(str(base["llm"]), torch.float32 if nf4.settings_of(config) else dtype)
+    with reading(folder):
+        nf4.quantize_again(language_model, config)
     with reading(folder):
         model = StapesForConditionalGeneration(config, speech, language_model, sound)
         model.generation_config = GenerationConfig.from_pretrained(folder)

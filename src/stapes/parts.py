@@ -16,6 +16,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoTokenizer,
     ClapAudioModel,
     PreTrainedModel,
     WhisperConfig,
@@ -33,7 +34,9 @@ from .model import (
     StapesConfig,
     StapesFeatureExtractor,
     describe_tower,
+    nf4,
 )
+from .model.families import Family, find_family
 from .model.speech_encoder import SpeechEncoder
 
 
@@ -105,15 +108,40 @@ def load_language_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """Load a causal LM.
 
     Raises:
-        ModelFolderError: if it is a model of another kind, or its weights are missing or damaged.
+        ModelFolderError: if it is a model of another kind, or its weights are missing, damaged or stored in a form that
+            is not read.
     """
     folder = weights.resolve(name)
     config = read_object(folder / "config.json")
+    check_stored(name, config)
     if config.get("is_encoder_decoder") or config.get("model_type") in ("whisper", StapesConfig.model_type):
         raise ModelFolderError(
             f"{name}: is a `{config['model_type']}` model; the LLM must be one that reads text alone"
         )
     return load_strictly(AutoModelForCausalLM, name, folder, dtype=dtype)
+
+
+def load_tokenizer(llm: str) -> tuple[Any, Family | None, int]:
+    """Load an LLM's tokenizer, and tell its family and how many tokens its table has room for.
+
+    Raises:
+        ModelFolderError: if it cannot be read.
+        WeightsError: if the LLM's code lies with its weights and is not allowed.
+    """
+    weights.admit_code(llm)
+    folder = weights.resolve(llm)
+    config = read_object(folder / "config.json")
+    with reading(llm):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return tokenizer, find_family(config.get("model_type"), tokenizer), config.get("vocab_size", 0)
+
+
+def check_stored(where: str | Path, config: dict[str, Any]) -> None:
+    """Raise if `config.json` says that weights are stored quantised in a form that is not read."""
+    try:
+        nf4.check_stored(config.get("quantization_config"))
+    except ValueError as error:
+        raise ModelFolderError(f"{where}: {error}") from error
 
 
 def load_strictly(loader: Any, where: str | Path, folder: Path, *, whole: bool = False, **settings: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +15,21 @@ import straight_line
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, WhisperConfig, WhisperFeatureExtractor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
 
 from stapes.assembly import load_model
 from stapes.convert.folders import convert_beats, convert_salmonn
 from stapes.convert.salmonn import theirs_of_salmonn
 from stapes.errors import WeightsError
 from stapes.inference import AudioLM
-from stapes.model import BeatsConfig, ConnectorConfig, StapesConfig, StapesForConditionalGeneration
+from stapes.model import BeatsConfig, ConnectorConfig, StapesConfig, StapesForConditionalGeneration, nf4
 
 HIDDEN, INTERMEDIATE, SPEECH, SOUND, LLM = 48, 80, 32, 8, 64
 BEATS_CFG = {
@@ -241,6 +249,30 @@ def test_the_logits_are_those_of_the_published_architecture(
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     assert float(expected.std()) > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("complete", [False, True])
+def test_an_llm_that_is_stored_in_4_bits(
+    files: Files, tmp_path: Path, speech_like: Callable[[float, int], np.ndarray], complete: bool
+) -> None:
+    """As NOTA's teams trained: the adapters lie over the values that the 4 bits stand for."""
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    llm: Any = AutoModelForCausalLM.from_pretrained(files.llm, quantization_config=settings, dtype=torch.float32)
+    llm.save_pretrained(tmp_path / "stored")
+    llm.dequantize(torch.float32).save_pretrained(tmp_path / "widened")
+    original = checkpoint()
+    content = {**original, "model": {**original["model"], **extras(files)}}
+    found = []
+    for name in ("stored", "widened"):
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(files.llm / file, tmp_path / name / file)
+        folder = tmp_path / f"model-{name}"
+        converted(files, saved(content, tmp_path), folder, llm=str(tmp_path / name), complete=complete)
+        model, processor = load_model(folder)
+        assert len(list(nf4.layers_of(model))) == (14 if name == "stored" else 0)
+        found.append(model(**processor.prepare([speech_like(1.7, 3)], [ASK])).logits)
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=0)
 
 
 def test_the_published_size_has_the_published_layout() -> None:

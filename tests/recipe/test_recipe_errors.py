@@ -61,7 +61,8 @@ QFORMER_KEYS = (
         ),
         (
             LORA_STAGE.replace("{r: 4}", "{rank: 4, lora_alfa: 8}"),
-            "R: train.align.lora.rank is not a recipe key; known here: r, lora_alpha, lora_dropout, target_modules\n"
+            "R: train.align.lora.rank is not a recipe key; known here: r, lora_alpha, lora_dropout, target_modules, "
+            "target_parameters\n"
             "R: train.align.lora.lora_alfa is not a recipe key; did you mean `lora_alpha`?",
         ),
         (WHOLE + "bench: {audio: 3}\n", "R: bench.audio is not a recipe key; did you mean `audio_s`?"),

@@ -38,7 +38,8 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("torch").setLevel(logging.ERROR)
+    for library in ("torch", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 

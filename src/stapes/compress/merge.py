@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from ..assembly import file_bytes, load_model, save_model
 from ..errors import ModelFolderError
 from ..model import StapesForConditionalGeneration
+from ..model.nf4 import dequantize, dequantize_all, is_4bit
 
 
 def merge_lora(source: Path, work: Path) -> dict[str, Any]:
     """Write the model of `source`, its adapters merged, to `work` as a complete folder of float32 weights.
 
-    The answers stay the same but for rounding; the LLM runs without the adapters' operations, and plain
+    An LLM that was trained in 4 bits has float32 weights from then on, those its 4 bits stand for. The answers stay
+    the same but for rounding; the LLM runs without the adapters' operations, and plain
     `from_pretrained` reads the folder without the base weights at hand.
 
     Args:
@@ -51,6 +54,8 @@ def merge_lora(source: Path, work: Path) -> dict[str, Any]:
 def merge_adapters(model: StapesForConditionalGeneration) -> int:
     """Add each adapter to the weight it adapts, take it out, and return how many there were.
 
+    An LLM in 4 bits becomes one in float32: rounding the sums to 4 bits again would lose most of what was learnt.
+
     Raises:
         ValueError: if an adapter's values are not finite, or it adapts a table of embeddings that is tied to the head.
     """
@@ -62,8 +67,21 @@ def merge_adapters(model: StapesForConditionalGeneration) -> int:
             "use the folder unmerged, or train without embeddings among `target_modules`"
         )
     for name, layer in layers:
-        layer.merge(safe_merge=True)
-        model.set_submodule(name, layer.get_base_layer())
+        base = cast(Any, layer.get_base_layer())
+        if is_4bit(base):
+            base = _merge_into_4bit(name, cast(Any, layer), base)
+        else:
+            cast(Any, layer).merge(safe_merge=True)
+        model.set_submodule(name, base)
+    dequantize_all(model)
     model.config.lora = None
     model.config.trained_parts = sorted({*(model.config.trained_parts or ()), "language_model"} - {"lora"})
     return len(layers)
+
+
+def _merge_into_4bit(name: str, layer: Any, base: Any) -> nn.Linear:
+    (adapter,) = layer.active_adapters
+    merged = dequantize(base, layer.get_delta_weight(adapter))
+    if not bool(merged.weight.isfinite().all()):
+        raise ValueError(f"the adapter of {name} holds values that are not finite")
+    return merged

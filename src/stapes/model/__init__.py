@@ -14,8 +14,9 @@ from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
 from .ctc_compressor import CTCCompressor
 from .ctc_vocabulary import CTCVocabulary
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
+from .families import FAMILIES, Family, find_family, find_reserved_tokens
 from .modeling import StapesForConditionalGeneration
-from .processing import StapesFeatureExtractor, StapesProcessor, find_reserved_tokens
+from .processing import StapesFeatureExtractor, StapesProcessor
 from .sound_tower import TOWER_TYPES, SoundTower, SoundTowerConfig, SoundTowerFeatureExtractor, describe_tower
 
 AutoConfig.register(StapesConfig.model_type, StapesConfig)
@@ -34,6 +35,7 @@ AutoModel.register(SoundTowerConfig, SoundTower)
 AutoFeatureExtractor.register(SoundTowerConfig, SoundTowerFeatureExtractor)
 
 __all__ = [
+    "FAMILIES",
     "TOWER_TYPES",
     "BeatsConfig",
     "BeatsEncoder",
@@ -44,6 +46,7 @@ __all__ = [
     "EatConfig",
     "EatEncoder",
     "EatFeatureExtractor",
+    "Family",
     "SoundTower",
     "SoundTowerConfig",
     "SoundTowerFeatureExtractor",
@@ -52,6 +55,7 @@ __all__ = [
     "StapesForConditionalGeneration",
     "StapesProcessor",
     "describe_tower",
+    "find_family",
     "find_reserved_tokens",
     "num_audio_tokens",
 ]

@@ -109,6 +109,7 @@ class StapesConfig(PreTrainedConfig):
         audio_token_id: an id the LLM's vocabulary already has and text never uses; audio embeddings take its place.
         lora: peft's `LoraConfig` as a dict while adapters sit in the LLM, None without or after merging.
         int8: `{"skip": [module names]}` when Linear layers are stored as int8, else None.
+        quantization_config: there while Linear layers of the LLM are in 4 bits, as transformers reads it; see `nf4`.
         sources: the names (Hub ids or folders) the weights came from, `{"speech_encoder": …, "llm": …}`,
             and `sound_encoder` if there is one.
         trained_parts: the parts whose weights are no longer those of `sources`.

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration import StapesConfig
 from .connectors import WindowedQFormer, build_connector, join_frames
 from .ctc_compressor import CTCCompressor
+from .nf4 import layers_of, num_values, stay_plain
 from .speech_encoder import SpeechEncoder
 
 _AUDIO_INPUTS = (
@@ -122,7 +123,12 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             parts: any of `speech_encoder`, `sound_encoder`, `connector`, `language_model`, `lora`.
+
+        Raises:
+            ValueError: if the LLM is to learn whose weights are in 4 bits.
         """
+        if "language_model" in parts and any(layers_of(self.language_model)):
+            raise ValueError("the LLM's weights are in 4 bits and cannot learn; train `lora` instead")
         for name, parameter in self.named_parameters():
             part = "lora" if ".lora_" in name else name.partition(".")[0]
             # Whisper's position table is a formula, not learnt.
@@ -139,6 +145,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for part in (self.speech_encoder, self.sound_encoder, self.connector, self.language_model):
             if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
                 part.eval()
+        stay_plain(self.language_model)
         return self
 
     def encode(
@@ -342,8 +349,8 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def num_parameters_by_part(self) -> dict[str, int]:
         """Count parameters of speech_encoder, connector, language_model (without adapters), lora, and in `total`.
 
-        If there is a sound encoder, `sound_encoder` counts it. Tied weights count once; a weight stored as int8 counts
-        as many parameters as it has values.
+        If there is a sound encoder, `sound_encoder` counts it. Tied weights count once; a weight stored as int8 or in
+        4 bits counts as many parameters as it has values.
         """
         sound = () if self.sound_encoder is None else ("sound_encoder",)
         counts = dict.fromkeys(("speech_encoder", *sound, "connector", "language_model", "lora"), 0)
@@ -352,7 +359,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            counts["lora" if ".lora_" in name else name.partition(".")[0]] += tensor.numel()
+            counts["lora" if ".lora_" in name else name.partition(".")[0]] += num_values(tensor)
         return {**counts, "total": sum(counts.values())}
 
     def _int8_weights(self) -> list[tuple[str, Tensor]]:

@@ -11,7 +11,6 @@ import torch
 from transformers import (
     BatchFeature,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     ProcessorMixin,
     WhisperFeatureExtractor,
 )
@@ -23,17 +22,6 @@ from .sound_tower import SoundTowerFeatureExtractor
 
 MIN_SAMPLES = 400
 """One 25 ms analysis window at 16 kHz; shorter clips hold no frame."""
-
-_RESERVED = (
-    r"<\|audio_pad\|>",  # Qwen audio families
-    r"<\|finetune_right_pad_id\|>",  # Llama 3.1 and later: meant as padding
-    r"<\|reserved_special_token_\d+\|>",  # Llama 3
-    r"<unused\d+>",  # Gemma
-    r"<\|(?:fim|image|video|vision)_pad\|>",  # Qwen 2.5 and 3
-    r"<(?:jupyter_output|jupyter_code|empty_output|gh_stars|issue_comment)>",  # SmolLM2
-    r"<\|?(?:unused|extra|reserved|special)_?(?:id_|token_)?\d+\|?>",  # many others
-    r"<\|?pad(?:ding)?\|?>|\[PAD\]",  # meant as padding, where the tokenizer does not say so (Pythia)
-)
 
 
 class StapesFeatureExtractor(WhisperFeatureExtractor):
@@ -203,20 +191,3 @@ class StapesProcessor(ProcessorMixin):
             audio=list(waveforms),
             text_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": False, "return_tensors": "pt"},
         )
-
-
-def find_reserved_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """List the tokens that the vocabulary holds and nothing uses, the best first, so that it need not grow.
-
-    Only the families whose names for them we know are found; a token that the tokenizer has as its end, start, unknown
-    or padding symbol is in use.
-    """
-    vocabulary: dict[str, int] = tokenizer.get_added_vocab()
-    in_use = {
-        str(token) for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
-    }
-    found: list[str] = []
-    for pattern in _RESERVED:
-        matching = [token for token in vocabulary if re.fullmatch(pattern, token)]
-        found += [token for token in sorted(matching, key=lambda t: vocabulary[t]) if token not in in_use | {*found}]
-    return found

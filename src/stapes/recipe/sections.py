@@ -99,6 +99,9 @@ class Model(Section):
     prompt: str = "chat"  # the LLM's chat template; `plain`: SALMONN's USER/ASSISTANT; or a text with both fields
     audio_token: str | None = None  # a reserved token of the tokenizer; found by itself where possible
     pad_audio_to_s: float | None = Field(None, gt=0)  # 30 for checkpoints that were trained on padded clips
+    # Whether code that lies with the LLM's weights may run. Left out where it is the default, like the other key of
+    # this kind below: what was made before these keys were there is still made from the same settings.
+    trust_remote_code: bool = Field(False, exclude_if=lambda value: not value)
 
     @model_validator(mode="after")
     def _prompt_has_fields(self) -> Model:
@@ -140,6 +143,17 @@ class LoRA(Section):
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.1, ge=0, lt=1)
     target_modules: Annotated[tuple[str, ...] | str, BeforeValidator(_module_names)] = ("q_proj", "v_proj")
+    # Experts of a mixture, e.g. `mlp.experts.down_proj`.
+    target_parameters: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
+
+    @model_validator(mode="after")
+    def _experts_without_dropout(self) -> LoRA:
+        if self.target_parameters and self.lora_dropout:
+            raise ValueError(
+                f"target_parameters: adapters of experts know no dropout, but lora_dropout is {self.lora_dropout:g}; "
+                "set it to 0"
+            )
+        return self
 
 
 class Quantization(Section):
@@ -182,6 +196,8 @@ class Stage(Section):
             raise ValueError(f"the LLM has no part in `objective: ctc`; take {' and '.join(idle)} out of `trainable`")
         if self.augment and self.augment.frames and not self.feature_cache:
             raise ValueError("`augment.frames` acts on stored encoder output; drop it or `feature_cache: false`")
+        if self.quantization is not None and "language_model" in self.trainable:
+            raise ValueError("`quantization`: weights in 4 bits cannot learn; take `language_model` out of `trainable`")
         if self.lora is not None and "lora" not in self.trainable:
             raise ValueError("`lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`")
         for path, weight in self.data.items():

@@ -21,7 +21,7 @@ from ..environment import environment
 from ..errors import StapesError
 from ..files import full_disk_explained, read_json, staged_folder, write_json, write_text
 from ..recipe import Recipe, dump_recipe
-from .steps import Step, model_files, plan_steps, refuse_unsupported
+from .steps import Step, model_files, plan_steps
 
 
 @dataclass
@@ -79,10 +79,9 @@ def check_recipe(recipe: Recipe, path: str) -> None:
     Raises:
         StapesError: naming file and key, or what was looked for and where.
     """
-    refuse_unsupported(recipe, path)
     from ..data.sample import load_manifest
     from ..train.stage import check_stage
-    from ..weights import resolve
+    from ..weights import admit_code, allow_code, resolve
 
     for name, stage in recipe.train.items():
         check_stage(path, name, stage)
@@ -94,7 +93,9 @@ def check_recipe(recipe: Recipe, path: str) -> None:
         model_files(find_model(recipe.start_from))
         return
     resolve(recipe.parts.speech_encoder)
-    resolve(recipe.parts.llm)
+    if recipe.parts.trust_remote_code:
+        allow_code(recipe.parts.llm)
+    admit_code(recipe.parts.llm)
     if recipe.parts.sound_encoder is not None:
         resolve(recipe.parts.sound_encoder)
 

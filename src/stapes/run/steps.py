@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from ..defaults import find_model
-from ..errors import ModelFolderError, RecipeError, StapesError
+from ..errors import ModelFolderError, StapesError
 from ..files import write_json
 from ..recipe import CTCCompressor, MergeLora, Model, Quantize, Recipe, StackedMLP, WindowedQFormer
 
@@ -35,23 +35,8 @@ class Step:
     resumable: bool = False
 
 
-def refuse_unsupported(recipe: Recipe, where: str) -> None:
-    """Refuse what a recipe can say and a run cannot do yet.
-
-    Raises:
-        RecipeError: naming the key; `where` is the recipe's file or name.
-    """
-    for name, stage in recipe.train.items():
-        if stage.quantization is not None:
-            raise RecipeError(
-                f"{where}: train.{name}.quantization: a run cannot train on 4-bit weights yet; "
-                "`stapes plan` reads the key"
-            )
-
-
 def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
     """List the steps of a recipe in order; nothing is read but the manifests' text."""
-    refuse_unsupported(recipe, recipe.name)
     manifests = sorted({path for stage in recipe.train.values() for path in (*stage.data, *stage.valid)})
     if recipe.evaluate:
         manifests = sorted({*manifests, *recipe.evaluate.data})
@@ -133,9 +118,11 @@ def _stage_maker(recipe: Recipe, name: str, previous: Path | None) -> Callable[[
     def make(work: Path) -> dict[str, Any]:
         from ..assembly import build, load_model
         from ..train.stage import train_stage
-        from ..weights import cache_folder
+        from ..weights import allow_code, cache_folder
 
         if previous is None:
+            if recipe.parts.trust_remote_code:
+                allow_code(recipe.parts.llm)
             model, processor = build(**_build_arguments(recipe.parts), seed=recipe.seed)
         else:
             model, processor = load_model(previous)

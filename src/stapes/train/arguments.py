@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from ..errors import RecipeError, StapesError
+from ..model.nf4 import check_installed
 from ..recipe import FixedClip, Stage
 from .examples import waveform_effects
 from .precision import choose_precision
@@ -92,6 +93,11 @@ def check_stage(path: str, name: str, stage: Stage) -> None:
             f"{where}.trainer.save_total_limit is {limit}; wanted at least {least}, because the last whole checkpoint "
             "must outlive the writing of the next"
         )
+    if stage.quantization is not None:
+        try:
+            check_installed()
+        except ValueError as error:
+            raise RecipeError(f"{where}.quantization: {error}") from error
     _check_reports(f"{where}.trainer.report_to", stage.trainer.get("report_to"))
     try:
         _make_arguments(stage)

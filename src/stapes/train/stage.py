@@ -24,7 +24,9 @@ from ..data.sample import Sample, load_manifest, sample_duration_s, transcript_o
 from ..errors import ManifestError, StapesError
 from ..files import read_json, write_json
 from ..model import CTCCompressor, CTCVocabulary, StapesForConditionalGeneration, StapesProcessor
+from ..model.nf4 import compute_in
 from ..recipe import DynamicClip, Stage
+from .adapters import give_4bit_weights, give_adapters
 from .arguments import check_stage, training_arguments
 from .callbacks import CompleteMark, LossLog, ProgressBar, checkpoint_step, last_checkpoint, remove_torn_checkpoints
 from .clipping import DynamicClipping
@@ -92,7 +94,7 @@ def train_stage(
     """
     started = time.monotonic()
     arguments = _one_device_arguments(stage, name, seed, folder)
-    _prepare_parts(model, stage, name, seed, arguments.device)
+    _prepare_parts(model, processor, stage, name, seed, arguments.device)
     if (folder / RESULT_FILE).exists():
         return _load_finished(model, folder)
     sampler, train_set, valid_set = _load_data(model, processor, stage, name, seed, cache)
@@ -162,22 +164,22 @@ def _one_device_arguments(stage: Stage, name: str, seed: int, folder: Path) -> T
 
 
 def _prepare_parts(
-    model: StapesForConditionalGeneration, stage: Stage, name: str, seed: int, device: torch.device
+    model: StapesForConditionalGeneration,
+    processor: StapesProcessor,
+    stage: Stage,
+    name: str,
+    seed: int,
+    device: torch.device,
 ) -> None:
     """Add adapters if the stage asks for new ones, let only its parts learn, and fit the rest to the device."""
+    if stage.quantization is not None:
+        give_4bit_weights(model, stage.quantization, name)
     if stage.lora is not None:
-        settings = stage.lora.model_dump()
-        if not isinstance(settings["target_modules"], str):
-            settings["target_modules"] = sorted(settings["target_modules"])
-        if model.config.lora is None:
-            torch.manual_seed(seed)
-            model.add_lora(**settings)
-        elif model.config.lora != settings:
-            raise StapesError(
-                f"stage `{name}` asks for adapters with {settings}, but the model has some with {model.config.lora}; "
-                "adapters stay for the stages that follow: drop `lora` from the later stage"
-            )
-    model.set_trainable(set(stage.trainable))
+        give_adapters(model, processor, stage.lora, name, seed)
+    try:
+        model.set_trainable(set(stage.trainable))
+    except ValueError as error:
+        raise StapesError(f"stage `{name}`: {error}") from error
     if isinstance(model.connector, CTCCompressor) and "connector" in stage.trainable:
         # The LLM's loss reaches what CTC hears through posteriors alone, which pulls pieces away from what was said.
         model.connector.let_learn(hearing=stage.objective == "ctc")
@@ -185,8 +187,11 @@ def _prepare_parts(
         raise StapesError(f"stage `{name}`: nothing learns, the model has no {' or '.join(stage.trainable)}")
     model.config.trained_parts = sorted({*(model.config.trained_parts or ()), *stage.trainable})
     precision: Precision = choose_precision(stage.precision, device.type)
+    compute_in(model.language_model, torch_dtype(precision))
     for parameter in model.parameters():
-        # What learns is kept in float32; autocast casts it where that is safe.
+        # What learns is kept in float32; autocast casts it where that is safe. Weights in 4 bits are whole numbers.
+        if not parameter.is_floating_point():
+            continue
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch_dtype(precision))
     if choose_attention(precision, device.type) == "flash_attention_2":
         # The connector's windows are too short to gain by it; transformers' own default everywhere else is SDPA.

@@ -17,7 +17,8 @@ from .mirrors import MIRRORS, SOURCE_FILE, Mirror, convert_mirror
 # How long a Hub that does not answer may hold up a run.
 _HUB_TIMEOUT_S = 5.0
 # Whisper's repositories also hold the weights in a second precision (`model.fp32-00001-of-00002.safetensors`).
-_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model.safetensors", "model-*.safetensors"]
+# Code is fetched too, but not run: see `remote_code`.
+_HUB_FILES = ["*.json", "*.py", "*.jinja", "*.model", "*.txt", "model.safetensors", "model-*.safetensors"]
 
 
 def resolve(name: str, *, offline: bool = False) -> Path:
