@@ -345,6 +345,19 @@ def test_a_folder_gives_back_the_model(
     assert torch.equal(logits_of(again, processor, speech_like), logits_of(model, processor, speech_like))
 
 
+def test_a_configuration_names_the_parts_and_not_where_they_lie(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As with a Hub id: the name leads to a folder of this machine.
+    monkeypatch.chdir(parts)
+    model, processor = build("whisper", "llm", MLP)
+    save_model(model, processor, tmp_path / "align", trained_only=True)
+    config = json.loads((tmp_path / "align" / "config.json").read_text())
+    named = [config[part]["_name_or_path"] for part in ("speech_config", "text_config")]
+    assert named == ["whisper", "llm"]
+    assert str(parts) not in (tmp_path / "align" / "config.json").read_text()
+
+
 def test_a_trained_part_folder_holds_what_was_trained(parts: Path, tmp_path: Path) -> None:
     model, processor = build_from(parts)
     model.add_lora(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"])

@@ -99,6 +99,9 @@ def build(
         audio_token_id=processor.audio_token_id,
         sources=sources,
     )
+    # Not the folder in which the weights lie on this machine.
+    for part, own in (("speech_encoder", config.speech_config), ("llm", config.text_config)):
+        own._name_or_path = sources[part]
     torch.manual_seed(seed)
     model = StapesForConditionalGeneration(config, speech, language_model, sound)
     _begin_connector(model, vocabulary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from typing import Annotated
 
@@ -41,6 +42,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the program; exit 0 (done), 1 (failed), 2 (mistyped) or 130 (Ctrl-C); user errors show no traceback."""
+    # It speaks when it is first imported, which peft does where it is installed, of kernels that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except StapesError as error:
