@@ -90,18 +90,13 @@ def build(
     language_model = load_language_model(llm, torch.float32)
     vocabulary = _ctc_vocabulary(llm, tokenizer, connector)
     config = StapesConfig(
-        # Copies: a composite configuration clears the attention implementation of those it is given, and parts
-        # without one fall back to attention that ignores masks.
-        speech_config=copy.deepcopy(speech.config),
-        text_config=copy.deepcopy(language_model.config),
+        speech_config=_copy_named(speech.config, speech_encoder),
+        text_config=_copy_named(language_model.config, llm),
         connector_config=connector,
-        sound_config=copy.deepcopy(sound.config) if sound else None,
+        sound_config=_copy_named(sound.config, cast(str, sound_encoder)) if sound else None,
         audio_token_id=processor.audio_token_id,
         sources=sources,
     )
-    # Not the folder in which the weights lie on this machine.
-    for part, own in (("speech_encoder", config.speech_config), ("llm", config.text_config)):
-        own._name_or_path = sources[part]
     torch.manual_seed(seed)
     model = StapesForConditionalGeneration(config, speech, language_model, sound)
     _begin_connector(model, vocabulary)
@@ -199,6 +194,17 @@ def _embedding_size(model: StapesForConditionalGeneration) -> float:
     ids = torch.arange(embeddings.weight.shape[0], device=embeddings.weight.device)
     squares = [float(embeddings(part).float().pow(2).mean(dim=-1).sum()) for part in ids.split(8192)]
     return math.sqrt(sum(squares) / len(ids))
+
+
+def _copy_named(config: Any, name: str) -> Any:
+    """Copy a part's configuration and let it name the part, not where its weights lie on this machine.
+
+    A composite configuration clears the attention implementation of those it is given, and parts without one fall back
+    to attention that ignores masks: hence copies.
+    """
+    config = copy.deepcopy(config)
+    config._name_or_path = name
+    return config
 
 
 def _ctc_vocabulary(llm: str, tokenizer: Any, connector: ConnectorConfig) -> CTCVocabulary | None:
