@@ -83,7 +83,7 @@ def test_a_run_hears_with_two_encoders(small_parts: Path, tmp_path: Path) -> Non
     text = (parts / "small.yaml").read_text().replace("  llm: ./llm\n", "  llm: ./llm\n  sound_encoder: ./sound\n")
     (parts / "both.yaml").write_text(text, encoding="utf-8")
     (parts / "one.yaml").write_text("name: one\nextends: both.yaml\nmodel: {sound_encoder: null}\n", encoding="utf-8")
-    assert load_recipe(parts / "one.yaml").model.sound_encoder is None
+    assert load_recipe(parts / "one.yaml").parts.sound_encoder is None
     check_recipe(load_recipe(parts / "both.yaml"), "both.yaml")
     folder = tmp_path / "run"
     run_recipe(load_recipe(parts / "both.yaml", {**OFFLINE, "evaluate": None, "compress": []}), folder)

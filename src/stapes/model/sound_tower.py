@@ -212,7 +212,7 @@ def describe_tower(tower_config: PreTrainedConfig, front_end: dict[str, Any]) ->
             return SoundTowerConfig(tower_config=config, hidden_size=width)
 
 
-def _build_tower(config: PreTrainedConfig) -> PreTrainedModel:
+def _build_tower(config: Any) -> PreTrainedModel:
     # transformers' AutoModel knows the whole of CLAP only.
     return ClapAudioModel(config) if config.model_type == "clap_audio_model" else AutoModel.from_config(config)
 
