@@ -139,7 +139,9 @@ def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
         if isinstance(targets, tuple)
         else targets,
         "parameters": parameters["total"],
-        "trained": sum(count_parameters([w for w in weights[part] if w.learns]) for part in trainable),
+        "trained": sum(
+            count_parameters([w for w in own if w.learns]) for part, own in weights.items() if part in trainable
+        ),
         "device": prediction.device.name,
         "protocol": prediction.protocol,
         "predicted_peak_bytes": prediction.memory.peak,
