@@ -165,6 +165,20 @@ def test_a_piece_is_there_before_the_next_is_made(lm: AudioLM, speech_like: Wave
     assert stream.answer is None
 
 
+def test_a_streamed_answer_ends_at_a_text_as_the_whole_one_does(lm: AudioLM, speech_like: Waveforms) -> None:
+    clip = speech_like(1.0, 0)
+    lm.model.generation_config.eos_token_id = None
+    endless = lm.answer([clip], ["Hi?"], max_new_tokens=40)[0].text
+    stop = endless[4:9]
+    assert stop not in endless[:4]
+    lm.model.generation_config.stop_strings = [stop]
+    whole = lm.answer([clip], ["Hi?"], max_new_tokens=40)[0]
+    assert whole.text == endless[:4].strip()
+    stream = lm.stream(clip, "Hi?", max_new_tokens=40)
+    assert "".join(stream) == whole.text
+    assert stream.answer == whole
+
+
 def test_what_a_streamed_answer_cost(lm: AudioLM, speech_like: Waveforms) -> None:
     force(lm, "good")
     clip = speech_like(2.0, 0)

@@ -19,7 +19,7 @@ from .data.audio import load_audio, prepare_waveform
 from .data.prompts import TEST_INSTRUCTIONS
 from .defaults import find_model
 from .model import StapesForConditionalGeneration, StapesProcessor
-from .streaming import TokenStream, settled
+from .streaming import TokenStream, before_stop, settled
 
 MAX_NEW_TOKENS = 200
 """How long an answer may get, in tokens, where nothing else is said."""
@@ -177,7 +177,10 @@ class AnswerStream:
         self._first_s = self._last_s = 0.0
         self._given = ""
         self._closed = False
-        self._tokens = TokenStream(lm.model, inputs, max_new_tokens=max_new_tokens)
+        self._stops = lm.model.generation_config.stop_strings or []
+        self._tokens = TokenStream(
+            lm.model, inputs, max_new_tokens=max_new_tokens, tokenizer=lm.processor.tokenizer if self._stops else None
+        )
 
     @property
     def ttft_s(self) -> float | None:
@@ -219,7 +222,7 @@ class AnswerStream:
         # Such a tokenizer turns "do n't" into "don't" when the last piece is there: nothing is settled before the end.
         if getattr(tokenizer, "clean_up_tokenization_spaces", False):
             return ""
-        return self._lm.read(self._token_ids).text
+        return before_stop(self._lm.read(self._token_ids).text, self._stops)
 
     def _piece(self, text: str) -> str:
         """Return what `text` adds to the pieces given so far."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 from threading import Event, Thread
 from time import perf_counter
@@ -32,19 +32,25 @@ class TokenStream:
         model: in eval mode; one call at a time is for the caller to see to.
         inputs: what the processor's `prepare` gives for one sample, on the model's device.
         max_new_tokens: at most so many tokens.
+        tokenizer: needed by models whose answers end at a text (`stop_strings` of their generation configuration).
 
     Source: the same calls as transformers' `TextIteratorStreamer` makes; unlike it this one yields tokens, passes
     errors on, and can be closed.
     """
 
     def __init__(
-        self, model: StapesForConditionalGeneration, inputs: Mapping[str, Tensor], *, max_new_tokens: int
+        self,
+        model: StapesForConditionalGeneration,
+        inputs: Mapping[str, Tensor],
+        *,
+        max_new_tokens: int,
+        tokenizer: Any = None,
     ) -> None:
         self._queue: SimpleQueue[TimedToken | BaseException | None] = SimpleQueue()
         self._stop = Event()
         self._ended = False
         # The thread must not hold this object: a stream that is let go stops its model (`__del__`).
-        arguments = (model, dict(inputs), max_new_tokens, self._queue, self._stop)
+        arguments = (model, dict(inputs), max_new_tokens, tokenizer, self._queue, self._stop)
         self._thread = Thread(target=_generate, args=arguments, name="stapes-stream", daemon=True)
         self._thread.start()
 
@@ -97,6 +103,7 @@ def _generate(
     model: StapesForConditionalGeneration,
     inputs: dict[str, Tensor],
     max_new_tokens: int,
+    tokenizer: Any,
     queue: SimpleQueue[TimedToken | BaseException | None],
     stop: Event,
 ) -> None:
@@ -108,6 +115,7 @@ def _generate(
                 **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                tokenizer=tokenizer,
                 streamer=_Listener(queue),
                 stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
             )
@@ -115,6 +123,15 @@ def _generate(
         end = error
     finally:
         queue.put(end)
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """Return the part of a decoded beginning that no stop string can still turn out to have begun in."""
+    longest = max((len(stop) for stop in stops), default=1)
+    for begin in range(max(0, len(text) - longest + 1), len(text)):
+        if any(stop.startswith(text[begin:]) for stop in stops):
+            return text[:begin]
+    return text
 
 
 def settled(text: str) -> str:
