@@ -144,8 +144,8 @@ class AudioLM:
                 return Answer(text[: min(found)].strip(), num_tokens, truncated=False)
         return Answer(self._decode(said).strip(), len(said) + (end is not None), truncated=end is None)
 
-    def _decode(self, token_ids: list[int]) -> str:
-        return self.processor.tokenizer.decode(token_ids, skip_special_tokens=True)
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
 
 class AnswerStream:
