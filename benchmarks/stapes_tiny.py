@@ -64,7 +64,7 @@ def score(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Return the first metric of the predictions' one task: WER for speech, CIDEr-D, or exact match."""
     (task,) = score_predictions(predictions, seed=0).values()
     name, metric = next(iter(task["metrics"].items()))
-    return {"n": task["n"], "metric": name, **{key: metric[key] for key in ("value", "interval") if key in metric}}
+    return {"n": task["n"], "metric": name, **{key: metric[key] for key in ("value", "low", "high")}}
 
 
 def too_long(predictions: Sequence[Prediction]) -> float:
@@ -83,7 +83,7 @@ def by_slot(predictions: Sequence[Prediction], training: Sequence[Sample]) -> di
         asked = [p for p in predictions if p["prompt"] == prompt]
         guess = answers[prompt].most_common(1)[0][0]
         guessed = exact_matches([p["target"] for p in asked], [guess] * len(asked))
-        slots[prompt] = {**score(asked), "without_audio": round(100 * guessed.value, 2)}
+        slots[prompt] = {**score(asked), "without_audio": round(guessed.value, 2)}
     return slots
 
 
