@@ -18,8 +18,7 @@ from transformers import WhisperForConditionalGeneration, WhisperTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
 from stapes.data.sample import Sample, load_manifest, load_sample_audio, write_manifest
-from stapes.model import StapesFeatureExtractor
-from stapes.model.speech_encoder import SpeechEncoder
+from stapes.parts import load_encoders
 from stapes.weights import resolve
 
 
@@ -39,14 +38,14 @@ def main(data: Path, out: Path) -> None:
     """Write the manifest."""
     folder = resolve("openai/whisper-base")
     whisper = WhisperForConditionalGeneration.from_pretrained(folder).eval()
-    encoder = SpeechEncoder.from_pretrained(folder).eval()
-    extractor = StapesFeatureExtractor.from_pretrained(folder)
+    encoder, _, extractor = load_encoders({"speech_encoder": "openai/whisper-base"}, None, torch.float32)
+    encoder.eval()
     tokenizer = WhisperTokenizerFast.from_pretrained(folder)
     clips = {sample.audio: sample for sample in load_manifest(data / "orders_train.jsonl")}
     said: list[Sample] = []
     for audio, sample in clips.items():
         features = extractor([load_sample_audio(sample)])["input_features"]
-        frames, _ = encoder(features, torch.ones(features.shape[0], features.shape[-1], dtype=torch.int64))
+        frames, _ = encoder(features)
         ids = whisper.generate(
             encoder_outputs=BaseModelOutput(frames), language="en", task="transcribe", num_beams=1, max_new_tokens=48
         )

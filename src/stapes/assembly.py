@@ -63,7 +63,8 @@ def build(
     Args:
         speech_encoder, llm: Hub ids or folders, see `weights.resolve`.
         connector: its shape; the weights are drawn with `seed`.
-        sound_encoder: a folder of a BEATs or an EAT, as `stapes convert` writes them.
+        sound_encoder: a folder of a BEATs or an EAT, as `stapes convert` writes them, or an audio model of transformers
+            (`model.sound_tower`).
         prompt: `chat` (the LLM's chat template), `plain` (SALMONN's USER/ASSISTANT), or a text with `{audio}` and
             `{instruction}` that ends where the answer begins.
         audio_token: a token of the LLM's vocabulary that text never uses; found by itself for families we know.
@@ -72,7 +73,7 @@ def build(
 
     Raises:
         WeightsError: if weights cannot be found.
-        ModelFolderError: if the speech encoder is not a Whisper, the sound encoder no BEATs or EAT, the LLM not a
+        ModelFolderError: if the speech encoder is not a Whisper, the sound encoder of no kind we know, the LLM not a
             decoder, its tokenizer has no token to spare or no chat template, or weights are missing or damaged.
     """
     sources = {"speech_encoder": speech_encoder, "llm": llm}
