@@ -35,6 +35,15 @@ Waveforms = Callable[[float, int], np.ndarray]
 ModelFactory = Callable[..., tuple[StapesForConditionalGeneration, StapesProcessor]]
 
 MLP = ConnectorConfig(kind="stacked_mlp", frames_per_window=8, hidden_size=64)
+CTC = ConnectorConfig(
+    kind="ctc_compressor",
+    frames_per_window=8,
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    ctc_merges=0,
+)
 QFORMER = ConnectorConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 WHISPER = WhisperConfig(
     d_model=32,
@@ -343,6 +352,52 @@ def test_a_folder_gives_back_the_model(
     save_model(back, back_processor, tmp_path / "again", trained_only=trained_only)
     again, _ = load_model(tmp_path / "again")
     assert torch.equal(logits_of(again, processor, speech_like), logits_of(model, processor, speech_like))
+
+
+def test_of_an_encoder_whose_last_layer_learnt_a_folder_holds_that_layer(
+    parts: Path, tmp_path: Path, speech_like: Waveforms
+) -> None:
+    model, processor = build_from(parts)
+    model.config.trained_parts, model.config.trained_speech_layers = ["connector", "speech_encoder"], 1
+    learns = ("speech_encoder.layers.1.", "speech_encoder.layer_norm.")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(learns):
+                parameter += 0.1 * torch.randn(parameter.shape)
+    save_model(model, processor, tmp_path / "model", trained_only=True)
+    held = load_file(tmp_path / "model" / "trained.safetensors")
+    assert {name for name in held if name.startswith("speech_encoder.")} == {
+        name for name in model.state_dict() if name.startswith(learns)
+    }
+    back, _ = load_model(tmp_path / "model")
+    assert torch.equal(logits_of(back, processor, speech_like), logits_of(model, processor, speech_like))
+
+
+@pytest.mark.parametrize("llm_learnt", [False, True])
+def test_the_rows_that_ctc_is_taught_against_are_the_llms_own(
+    parts: Path, tmp_path: Path, speech_like: Waveforms, llm_learnt: bool
+) -> None:
+    model, processor = build_from(parts, CTC)
+    if llm_learnt:  # then its table may no longer be the one that CTC was taught against
+        model.config.trained_parts = ["connector", "language_model"]
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(1.5)
+    save_model(model, processor, tmp_path / "model", trained_only=True)
+    rows = "connector.token_embeddings.weight"
+    assert (rows in load_file(tmp_path / "model" / "trained.safetensors")) == llm_learnt
+    back, back_processor = load_model(tmp_path / "model")
+    assert torch.equal(back.connector.token_embeddings.weight, model.connector.token_embeddings.weight)
+    assert torch.equal(logits_of(back, back_processor, speech_like), logits_of(model, processor, speech_like))
+
+
+def test_a_tokenizer_that_spells_other_pieces_is_refused(parts: Path, tmp_path: Path) -> None:
+    model, processor = build_from(parts, CTC)
+    save_model(model, processor, tmp_path / "model", trained_only=True)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    connector = {**config["connector_config"], "num_ctc_tokens": 5}
+    change_json(tmp_path / "model" / "config.json", connector_config=connector)
+    with pytest.raises(ModelFolderError, match="its tokenizer spells 28 pieces, its connector hears 5"):
+        load_model(tmp_path / "model")
 
 
 def test_a_configuration_names_the_parts_and_not_where_they_lie(

@@ -30,6 +30,7 @@ from .model import (
 from .model.connectors import CTCCompressor, StackedMLP
 from .model.ctc_vocabulary import CTCVocabulary
 from .model.families import Family, end_token_ids, prompt_template, reserve_tokens
+from .model.speech_encoder import is_last_speech_layer
 from .parts import (
     check_stored,
     load_encoders,
@@ -44,6 +45,7 @@ from .parts import (
 TRAINED_FILE = "trained.safetensors"
 BASE_FILE = "base_weights.json"
 _COMPLETE_FILES = ("model.safetensors", "model.safetensors.index.json")
+_CTC_ROWS = "connector.token_embeddings.weight"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
 
 
@@ -131,7 +133,7 @@ def load_model(
     with reading(folder):
         processor = StapesProcessor.from_pretrained(folder)
     if (folder / TRAINED_FILE).exists():
-        model = _load_trained_part(folder, dtype)
+        model = _load_trained_part(folder, processor.tokenizer, dtype)
     elif any((folder / name).exists() for name in _COMPLETE_FILES):
         model = load_strictly(StapesForConditionalGeneration, folder, folder, whole=True, dtype=dtype)
     else:
@@ -152,11 +154,10 @@ def save_model(
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         return
-    parts = {"connector", *(model.config.trained_parts or ())}
     tensors = {
         name: tensor.detach().contiguous().clone()
         for name, tensor in model.state_dict().items()
-        if part_of(name) in parts
+        if _is_trained(name, cast(StapesConfig, model.config))
     }
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
@@ -173,6 +174,18 @@ def part_of(tensor_name: str) -> Literal["speech_encoder", "sound_encoder", "con
     part = tensor_name.partition(".")[0]
     assert part in ("speech_encoder", "sound_encoder", "connector", "language_model")
     return part
+
+
+def _is_trained(tensor_name: str, config: StapesConfig) -> bool:
+    """Tell whether a tensor has to be in a trained-part folder: it is not what the named weights hold."""
+    part = part_of(tensor_name)
+    if tensor_name == _CTC_ROWS:
+        return "language_model" in (config.trained_parts or ())  # else they are the named LLM's own rows
+    if part == "speech_encoder" and config.trained_speech_layers is not None:
+        num_layers = config.speech_config.encoder_layers
+        if not is_last_speech_layer(tensor_name, num_layers, config.trained_speech_layers):
+            return False
+    return part in {"connector", *(config.trained_parts or ())}
 
 
 def file_bytes(folder: Path) -> int:
@@ -229,11 +242,17 @@ def _begin_connector(model: StapesForConditionalGeneration, vocabulary: CTCVocab
             nn.init.constant_(connector.norm_out.weight, size)
         case CTCCompressor() as connector:
             assert vocabulary is not None
-            embeddings = cast(nn.Embedding, model.get_input_embeddings())
-            ids = torch.tensor(vocabulary.token_ids, device=embeddings.weight.device)
-            connector.token_embeddings.weight.copy_(embeddings(ids))
+            _give_rows(model, connector, vocabulary)
             nn.init.zeros_(connector.detail.weight)
             nn.init.constant_(connector.norm_sound.weight, size)
+
+
+@torch.no_grad()
+def _give_rows(model: StapesForConditionalGeneration, connector: CTCCompressor, vocabulary: CTCVocabulary) -> None:
+    """Copy the rows of the LLM's table that CTC is taught against."""
+    embeddings = cast(nn.Embedding, model.get_input_embeddings())
+    ids = torch.tensor(vocabulary.token_ids, device=embeddings.weight.device)
+    connector.token_embeddings.weight.copy_(embeddings(ids))
 
 
 def _generation_config(
@@ -265,7 +284,7 @@ def _build_processor(
     )
 
 
-def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditionalGeneration:
+def _load_trained_part(folder: Path, tokenizer: Any, dtype: torch.dtype) -> StapesForConditionalGeneration:
     with reading(folder):
         config = StapesConfig.from_pretrained(folder)
     if not config.sources:
@@ -284,11 +303,16 @@ def _load_trained_part(folder: Path, dtype: torch.dtype) -> StapesForConditional
     cast(nn.Module, model).to(dtype)
     with reading(folder / TRAINED_FILE):
         tensors = load_file(folder / TRAINED_FILE)
-    parts = {"connector", *(config.trained_parts or ())}
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if part_of(name) in parts}
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if _is_trained(name, config)}
     mismatched = {name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape}
     refuse(folder, wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), mismatched)
     model.load_state_dict(tensors, strict=False)
+    if isinstance(model.connector, CTCCompressor) and _CTC_ROWS not in wanted:
+        with reading(folder):
+            vocabulary = CTCVocabulary(tokenizer, config.connector_config.ctc_merges)
+            if len(vocabulary) != (wanted_rows := config.connector_config.num_ctc_tokens):
+                raise ValueError(f"its tokenizer spells {len(vocabulary)} pieces, its connector hears {wanted_rows}")
+        _give_rows(model, model.connector, vocabulary)
     return model
 
 

@@ -236,6 +236,25 @@ def test_whispers_position_table_is_never_learnt(tiny_model_and_processor: Model
     assert frozen == ["speech_encoder.embed_positions.weight"]
 
 
+@pytest.mark.parametrize(("num_layers", "frozen_layers"), [(1, {"0"}), (2, set())])
+def test_the_last_layers_of_the_encoder_alone_can_learn(
+    tiny_model_and_processor: ModelFactory, num_layers: int, frozen_layers: set[str]
+) -> None:
+    model, _ = tiny_model_and_processor()
+    model.set_trainable({"speech_encoder", "connector"}, speech_encoder_layers=num_layers)
+    encoder = {name.removeprefix("speech_encoder."): p for name, p in model.named_parameters() if "speech_enc" in name}
+    frozen = {name for name, parameter in encoder.items() if not parameter.requires_grad}
+    assert {name.split(".")[0] for name in frozen} - {"layers"} == {"conv1", "conv2", "embed_positions"}
+    assert {name.split(".")[1] for name in frozen if name.startswith("layers.")} == frozen_layers
+    assert all(parameter.requires_grad for parameter in model.connector.parameters())
+
+
+def test_an_encoder_has_only_so_many_layers(tiny_model_and_processor: ModelFactory) -> None:
+    model, _ = tiny_model_and_processor()
+    with pytest.raises(ValueError, match="`speech_encoder_layers` is 3, but the speech encoder has 2 layers"):
+        model.set_trainable({"speech_encoder"}, speech_encoder_layers=3)
+
+
 def test_set_trainable_in_the_midst_of_training(tiny_model_and_processor: ModelFactory) -> None:
     model, _ = tiny_model_and_processor()
     model.train()

@@ -181,6 +181,27 @@ def test_training_in_bf16_keeps_what_learns_in_float32(train: Train) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
+def test_what_an_earlier_stage_taught_is_not_rounded_by_a_later_one(
+    make_stage: Callable[..., Stage], tmp_path: Path, tiny_model_and_processor: Callable
+) -> None:
+    model, processor = tiny_model_and_processor("stacked_mlp")
+    settings: dict[str, Any] = {"seed": 0, "cache": tmp_path / "cache"}
+    tune = make_stage(trainable=["speech_encoder"], speech_encoder_layers=1, precision="bf16", max_steps=2)
+    for name, stage in {"tune": tune, "answer": make_stage(**LORA, precision="bf16", max_steps=2)}.items():
+        (tmp_path / name).mkdir()
+        train_stage(model, processor, stage, name=name, folder=tmp_path / name, **settings)
+    tuned, answered = (load_file(tmp_path / name / "trained.safetensors") for name in ("tune", "answer"))
+    encoder = {name for name in tuned if name.startswith("speech_encoder.")}
+    assert {name.split(".")[1] for name in encoder} == {"layers", "layer_norm"}
+    assert {name for name in answered if name.startswith("speech_encoder.")} == encoder
+    assert all(tuned[name].equal(answered[name]) for name in encoder)
+    assert (model.config.trained_parts, model.config.trained_speech_layers) == (
+        ["connector", "lora", "speech_encoder"],
+        1,
+    )
+
+
 # --- interrupted and resumed ---
 
 

@@ -113,6 +113,8 @@ class StapesConfig(PreTrainedConfig):
         sources: the names (Hub ids or folders) the weights came from, `{"speech_encoder": …, "llm": …}`,
             and `sound_encoder` if there is one.
         trained_parts: the parts whose weights are no longer those of `sources`.
+        trained_speech_layers: of a trained speech encoder, how many of its last layers are, with the norm after them;
+            None for all of it.
     """
 
     model_type = "stapes"
@@ -133,6 +135,7 @@ class StapesConfig(PreTrainedConfig):
     int8: dict[str, Any] | None = None
     sources: dict[str, str] | None = None
     trained_parts: list[str] | None = None
+    trained_speech_layers: int | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False  # whether head and embeddings are one is the LLM's business: see text_config
 

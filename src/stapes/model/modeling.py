@@ -17,7 +17,7 @@ from .configuration import StapesConfig
 from .connectors import WindowedQFormer, build_connector, join_frames
 from .ctc_compressor import CTCCompressor
 from .nf4 import layers_of, num_values, stay_plain
-from .speech_encoder import SpeechEncoder
+from .speech_encoder import SpeechEncoder, is_last_speech_layer
 
 _AUDIO_INPUTS = (
     "input_features",
@@ -118,21 +118,30 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if key in settings or (value and value != defaults[key])
         }
 
-    def set_trainable(self, parts: set[str]) -> None:
+    def set_trainable(self, parts: set[str], speech_encoder_layers: int | None = None) -> None:
         """Let gradients reach the named parts only; everything else is frozen and stays in eval mode.
 
         Args:
             parts: any of `speech_encoder`, `sound_encoder`, `connector`, `language_model`, `lora`.
+            speech_encoder_layers: of a trainable speech encoder, only so many of its last layers learn, and the norm
+                after them; None for all of it.
 
         Raises:
-            ValueError: if the LLM is to learn whose weights are in 4 bits.
+            ValueError: if the LLM is to learn whose weights are in 4 bits, or the encoder has fewer layers.
         """
+        num_layers = len(self.speech_encoder.layers)
+        if speech_encoder_layers is not None and speech_encoder_layers > num_layers:
+            raise ValueError(
+                f"`speech_encoder_layers` is {speech_encoder_layers}, but the speech encoder has {num_layers} layers"
+            )
         if "language_model" in parts and any(layers_of(self.language_model)):
             raise ValueError("the LLM's weights are in 4 bits and cannot learn; train `lora` instead")
         for name, parameter in self.named_parameters():
             part = "lora" if ".lora_" in name else name.partition(".")[0]
             # Whisper's position table is a formula, not learnt.
             is_fixed = name == "speech_encoder.embed_positions.weight"
+            if part == "speech_encoder" and speech_encoder_layers is not None:
+                is_fixed = not is_last_speech_layer(name, num_layers, speech_encoder_layers)
             parameter.requires_grad_(part in parts and not is_fixed)
         self.train(self.training)
 

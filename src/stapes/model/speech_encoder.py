@@ -79,3 +79,15 @@ class SpeechEncoder(WhisperEncoder):
                 continue
             hidden = layer(hidden, attention_mask)
         return self.layer_norm(hidden) * real_frames[:, :, None]
+
+
+def is_last_speech_layer(tensor_name: str, num_layers: int, num_last: int) -> bool:
+    """Tell whether a tensor of a model belongs to the last `num_last` of its speech encoder's layers.
+
+    The norm after them counts as one of them.
+    """
+    part, _, rest = tensor_name.partition(".")
+    if part != "speech_encoder":
+        return False
+    module, _, rest = rest.partition(".")
+    return module == "layer_norm" or (module == "layers" and int(rest.partition(".")[0]) >= num_layers - num_last)

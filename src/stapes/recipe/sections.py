@@ -176,6 +176,8 @@ class Stage(Section):
     data: dict[Path, float] = Field(min_length=1)  # manifest: share of the samples drawn
     valid: tuple[Path, ...] = ()  # manifests whose loss is measured each `save_steps`
     trainable: tuple[Part, ...] = Field(("connector",), min_length=1)
+    # Of a trainable speech encoder, how many of its last layers learn, with the norm after them; left out: all of it.
+    speech_encoder_layers: int | None = Field(None, ge=1, exclude_if=lambda value: value is None)
     lora: LoRA | None = None
     quantization: Quantization | None = None
     max_steps: int = Field(ge=1)
@@ -198,6 +200,10 @@ class Stage(Section):
             raise ValueError("`augment.frames` acts on stored encoder output; drop it or `feature_cache: false`")
         if self.quantization is not None and "language_model" in self.trainable:
             raise ValueError("`quantization`: weights in 4 bits cannot learn; take `language_model` out of `trainable`")
+        if self.speech_encoder_layers is not None and "speech_encoder" not in self.trainable:
+            raise ValueError(
+                "`speech_encoder_layers` is set but `trainable` does not list speech_encoder; add it or drop the key"
+            )
         if self.lora is not None and "lora" not in self.trainable:
             raise ValueError("`lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`")
         for path, weight in self.data.items():

@@ -17,8 +17,9 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: st
     """Fit the precision to the device.
 
     Args:
-        wanted: `auto` takes bf16 on a GPU that computes in it, fp16 on an older one, fp32 on a CPU, where bf16 without
-            its own instructions is several times slower.
+        wanted: `auto` takes bf16 on a GPU that computes in it, fp16 on an older one, fp32 on a CPU: a recipe then
+            trains the same way on each. On one with instructions for it (avx512_bf16, AMX) bf16 is several times
+            faster, on one without several times slower.
         device: torch device.
 
     Raises:

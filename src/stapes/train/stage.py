@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from ..assembly import TRAINED_FILE, save_model
+from ..assembly import TRAINED_FILE, part_of, save_model
 from ..data.collator import Example, collate, collate_ctc
 from ..data.mixture import MixtureBatchSampler
 from ..data.sample import Sample, load_manifest, sample_duration_s, transcript_of
@@ -163,6 +163,17 @@ def _one_device_arguments(stage: Stage, name: str, seed: int, folder: Path) -> T
     return arguments
 
 
+def _note_trained(model: StapesForConditionalGeneration, stage: Stage) -> None:
+    """Note in the model's configuration what is no longer as it came: saved are these weights alone."""
+    before, config = set(model.config.trained_parts or ()), model.config
+    if "speech_encoder" in stage.trainable:
+        wanted = [stage.speech_encoder_layers]
+        if "speech_encoder" in before:
+            wanted.append(config.trained_speech_layers)
+        config.trained_speech_layers = None if None in wanted else max(number for number in wanted if number)
+    config.trained_parts = sorted({*before, *stage.trainable})
+
+
 def _prepare_parts(
     model: StapesForConditionalGeneration,
     processor: StapesProcessor,
@@ -177,7 +188,7 @@ def _prepare_parts(
     if stage.lora is not None:
         give_adapters(model, processor, stage.lora, name, seed)
     try:
-        model.set_trainable(set(stage.trainable))
+        model.set_trainable(set(stage.trainable), stage.speech_encoder_layers)
     except ValueError as error:
         raise StapesError(f"stage `{name}`: {error}") from error
     if isinstance(model.connector, CTCCompressor) and "connector" in stage.trainable:
@@ -185,14 +196,18 @@ def _prepare_parts(
         model.connector.let_learn(hearing=stage.objective == "ctc")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise StapesError(f"stage `{name}`: nothing learns, the model has no {' or '.join(stage.trainable)}")
-    model.config.trained_parts = sorted({*(model.config.trained_parts or ()), *stage.trainable})
+    _note_trained(model, stage)
     precision: Precision = choose_precision(stage.precision, device.type)
     compute_in(model.language_model, torch_dtype(precision))
-    for parameter in model.parameters():
-        # What learns is kept in float32; autocast casts it where that is safe. Weights in 4 bits are whole numbers.
+    # What learns is kept in float32, and what learnt before, which is saved again; autocast casts it where that is
+    # safe. A whole LLM that learnt before is not: it would take twice the memory.
+    exact = {"connector", *(model.config.trained_parts or ())} - {"language_model"}
+    for parameter_name, parameter in model.named_parameters():
+        # Weights in 4 bits are whole numbers.
         if not parameter.is_floating_point():
             continue
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch_dtype(precision))
+        keep = parameter.requires_grad or part_of(parameter_name) in exact
+        parameter.data = parameter.data.to(torch.float32 if keep else torch_dtype(precision))
     if choose_attention(precision, device.type) == "flash_attention_2":
         # The connector's windows are too short to gain by it; transformers' own default everywhere else is SDPA.
         for part in (model.speech_encoder, model.language_model):
