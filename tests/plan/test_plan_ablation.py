@@ -131,3 +131,12 @@ def test_the_verb_prints_markdown_or_json_and_writes_csv(tmp_path: Path) -> None
     document = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert [row["variant"] for row in document["tables"]["stack"]] == ["stack-5", "stack-10"]
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_only_planned_can_be_read_in_a_report(tmp_path: Path) -> None:
+    words = ["ablate", *map(str, write_recipes(tmp_path)), "--report", "--out", str(tmp_path / "runs")]
+    done = CliRunner().invoke(app, [*words, "--device", "v100-32gb"])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "runs/report/report.html").read_text(encoding="utf-8")
+    assert "No variant is scored or measured yet." in page
+    assert "predicted memory, GiB" in page

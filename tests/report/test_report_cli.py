@@ -83,7 +83,7 @@ def test_the_table_fits_100_columns_and_says_what_it_was_measured_on(run_folder,
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
     firsts = {row[0]: row[1:] for row in rows if row[0]}
     assert list(firsts) == [
-        *("WER, %", "CER, %", "CIDEr-D", "exact match, %"),
+        *("WER, %", "CER, %", "CIDEr-D", "SPIDEr", "exact match, %"),
         *("parameters, M", "files, MB", "peak at load, MB", "peak at run, MB", "TTFT, ms", "TPOT, ms", "RTF"),
     ]
     assert firsts["TTFT, ms"] == ["412.0 p95 453.2", "398.0* p95 437.8", "–"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -245,3 +246,33 @@ def test_the_same_runs_give_the_same_page(built, finished_run, tmp_path):
     once = (built / "report.html").read_text()
     # All but the moment, and the state of the checkout, in the last line but two.
     assert again.partition("<footer>")[0] == once.partition("<footer>")[0]
+
+
+@dataclass(frozen=True)
+class Words:
+    """A table as `stapes ablate` hands it over."""
+
+    title: str = "llm"
+    shared: str = "speech encoder: whisper-base"
+    heads: tuple[str, ...] = ("variant", "LLM", "predicted memory, GiB")
+    is_number: tuple[bool, ...] = (False, False, True)
+    rows: tuple[tuple[str, ...], ...] = (("llm-a", HOSTILE, "4.0938"), ("llm-b", "Qwen2.5-0.5B", "–"))
+
+
+def test_tables_of_recipes_stand_in_both_pages(finished_run, tmp_path):
+    notes = ["predicted: v100-32gb"]
+    build_report([finished_run], tmp_path, num_samples=0, seed=0, tables=[Words()], table_notes=notes)
+    page = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Recipes side by side llm All with speech encoder: whisper-base." in page.words
+    assert f"llm-a {HOSTILE} 4.0938 llm-b Qwen2.5-0.5B –" in page.words
+    assert "predicted: v100-32gb" in page.words
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| variant | LLM | predicted memory, GiB |\n|---|---|---:|\n| llm-a |" in text
+    assert "| llm-b | Qwen2.5-0.5B | – |" in text
+
+
+def test_tables_can_stand_alone(tmp_path):
+    build_report([], tmp_path, num_samples=0, seed=0, tables=[Words()])
+    page = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "No variant is scored or measured yet." in page.words
+    assert "llm-b Qwen2.5-0.5B –" in page.words

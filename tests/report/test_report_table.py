@@ -93,7 +93,7 @@ def test_what_is_missing_is_a_dash_with_its_reason_and_never_zero(small_run):
     collected = collect([small_run])
     quality, cost = build_table(collected, QUALITY), build_table(collected, COST)
     assert quality.cell("tune", "cider_d").text == "–"
-    assert quality.notes == ("tune, int8: CIDEr-D not measured: the manifests hold no audiocaption samples.",)
+    assert quality.notes == ("tune, int8: CIDEr-D, SPIDEr not measured: the manifests hold no audiocaption samples.",)
     assert {cell.text for cell in cost.rows[1][1]} == {"–"}
     assert not any(cell.is_best or cell.change for cell in cost.rows[1][1])
     assert cost.notes == (
@@ -152,7 +152,8 @@ def test_files_of_real_measurements_fill_every_cell(tiny_model_folder, speech_li
 
     collected = collect([out])
     quality, cost = build_table(collected, QUALITY), build_table(collected, COST)
-    assert (quality.notes, cost.notes) == ((), ())
+    # SPIDEr tells itself why there is none.
+    assert (quality.notes, cost.notes) == (("tiny: SPIDEr not measured: wants at least two samples.",), ())
     scores = read_json(out / "eval/tiny/scores.json")
     assert quality.cell("tiny", "wer").value == scores["tasks"]["asr"]["metrics"]["wer"]["value"]
     assert cost.cell("tiny", "run_peak_mb").value == pytest.approx(measured["memory_bytes"]["run_peak"] / 1e6)

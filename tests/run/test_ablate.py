@@ -26,6 +26,7 @@ def test_recipes_are_run_and_measured_beside_what_is_predicted(small_parts: Path
         assert row["measured_wer"] > 0
         assert row["measured_ttft_ms"] > 0
         assert row["measured_peak_bytes"] > row["predicted_peak_bytes"] > 0  # of a process, and of blocks on a GPU
-    text = (tmp_path / "report/ablation.md").read_text(encoding="utf-8")
-    assert "measured WER, %" in text
-    assert (tmp_path / "report/report.html").exists()
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / "report" / page).read_text(encoding="utf-8")
+        assert "measured WER, %" in text
+        assert "predicted memory, GiB" in text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from ..plan.ablation import Ablation
     from ..recipe import Recipe
 
 
@@ -28,6 +29,9 @@ def ablate(
     protocol: Annotated[
         Literal["stapes", "nota"], typer.Option(help="As for `stapes plan`; `nota`: the published memory column.")
     ] = "stapes",
+    report: Annotated[
+        bool, typer.Option("--report", help="Write DIR/report with these tables, as `--run` does at its end.")
+    ] = False,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all rows there, unrounded.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all recipes.")
@@ -36,7 +40,8 @@ def ablate(
 ) -> None:
     """Compare recipes in tables: what they change, what is predicted, and what their runs measured.
 
-    Nothing is loaded unless `--run` is given. Then finished steps are skipped, and `DIR/report` compares all runs.
+    Nothing is loaded unless `--run` is given. Then finished steps are skipped, and `DIR/report` compares all runs and
+    holds these tables.
 
     Example: `stapes ablate recipes/ablations/*.yaml --protocol nota --csv ablation.csv`
     """
@@ -57,7 +62,8 @@ def ablate(
     if run:
         _run(loaded, out)
         ablation = compare_recipes(loaded, predict, out)
-        write_text(out / "report" / "ablation.md", to_markdown(ablation))
+    if run or report:
+        _report([out / recipe.name for recipe in loaded.values()], out / "report", ablation)
     if csv is not None:
         write_text(csv, to_csv(ablation))
     if as_json:
@@ -67,8 +73,6 @@ def ablate(
 
 
 def _run(recipes: dict[Path, Recipe], out: Path) -> None:
-    from ..recipe.sections import Report
-    from ..report import build_report
     from ..run import check_recipe, run_recipe
     from .printing import Says, quiet_libraries
 
@@ -78,5 +82,19 @@ def _run(recipes: dict[Path, Recipe], out: Path) -> None:
         check_recipe(recipe, str(path))
     for recipe in recipes.values():
         run_recipe(recipe, out / recipe.name, redo=False, say=say)
-    folders = [out / recipe.name for recipe in recipes.values()]
-    build_report(folders, out / "report", num_samples=Report.model_fields["samples"].default, seed=0)
+
+
+def _report(runs: list[Path], folder: Path, ablation: Ablation) -> None:
+    """Write the report of those runs that there are, with the tables of all recipes."""
+    from ..plan.ablation import show_tables
+    from ..recipe.sections import Report
+    from ..report import build_report
+
+    build_report(
+        [run for run in runs if run.is_dir()],
+        folder,
+        num_samples=Report.model_fields["samples"].default,
+        seed=0,
+        tables=show_tables(ablation),
+        table_notes=ablation.circumstances,
+    )

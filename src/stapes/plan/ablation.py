@@ -62,6 +62,25 @@ class Ablation:
     circumstances: Sequence[str]
 
 
+@dataclass(frozen=True)
+class ShownTable:
+    """A table whose cells are written.
+
+    Attributes:
+        title: of the table.
+        shared: what is the same in all rows; empty if nothing is.
+        heads: of the columns.
+        is_number: of each column.
+        rows: their cells.
+    """
+
+    title: str
+    shared: str
+    heads: tuple[str, ...]
+    is_number: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 def compare_recipes(
     recipes: Mapping[Path, Recipe], predict: Callable[[Recipe], list[Prediction]], runs: Path | None = None
 ) -> Ablation:
@@ -94,20 +113,34 @@ def compare_recipes(
     return Ablation(tables, tuple(circumstances))
 
 
-def to_markdown(ablation: Ablation) -> str:
-    """Write the tables as Markdown, without columns that no row fills; words that all rows share stand above."""
-    parts = []
+def show_tables(ablation: Ablation) -> list[ShownTable]:
+    """Write the tables' cells, without columns that no row fills; words that all rows share stand above."""
+    shown = []
     for title, rows in ablation.tables.items():
         columns = [column for column in _COLUMNS if any(column[2](row) is not None for row in rows)]
         common = [
             column for column in columns[1:] if column[1] == _WORDS and len({column[2](row) for row in rows}) == 1
         ]
         columns = [column for column in columns if column not in common]
-        shared = "; ".join(f"{head}: {cell(rows[0])}" for head, _, cell in common)
-        lines = [[head for head, _, _ in columns], [align for _, align, _ in columns]]
-        lines += [[cell(row) or _NONE for _, _, cell in columns] for row in rows]
-        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        parts.append(f"## {title}\n\n" + (f"All with {shared}.\n\n" if shared else "") + table)
+        shown.append(
+            ShownTable(
+                title,
+                shared="; ".join(f"{head}: {cell(rows[0])}" for head, _, cell in common),
+                heads=tuple(head for head, _, _ in columns),
+                is_number=tuple(align == _NUMBERS for _, align, _ in columns),
+                rows=tuple(tuple(cell(row) or _NONE for _, _, cell in columns) for row in rows),
+            )
+        )
+    return shown
+
+
+def to_markdown(ablation: Ablation) -> str:
+    """Write the tables as Markdown."""
+    parts = []
+    for table in show_tables(ablation):
+        lines = [table.heads, [_NUMBERS if number else _WORDS for number in table.is_number], *table.rows]
+        body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        parts.append(f"## {table.title}\n\n" + (f"All with {table.shared}.\n\n" if table.shared else "") + body)
     return "\n".join([*parts, "".join(f"- {line}\n" for line in ablation.circumstances)])
 
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -42,7 +42,44 @@ _PARAMETERS = {
 }
 
 
-def build_report(folders: Sequence[Path], out: Path, *, num_samples: int, seed: int) -> Path:
+class TextTable(Protocol):
+    """A table that is shown as it comes, such as those of `stapes ablate`."""
+
+    @property
+    def title(self) -> str:
+        """Its head line."""
+        ...
+
+    @property
+    def shared(self) -> str:
+        """What is the same in all rows; may be empty."""
+        ...
+
+    @property
+    def heads(self) -> Sequence[str]:
+        """The columns' names."""
+        ...
+
+    @property
+    def is_number(self) -> Sequence[bool]:
+        """Which columns hold numbers."""
+        ...
+
+    @property
+    def rows(self) -> Sequence[Sequence[str]]:
+        """The cells; the first of each row names it."""
+        ...
+
+
+def build_report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    num_samples: int,
+    seed: int,
+    tables: Sequence[TextTable] = (),
+    table_notes: Sequence[str] = (),
+) -> Path:
     """Write `report.html` and `report.md` about one or several run folders, finished or not.
 
     Args:
@@ -50,6 +87,7 @@ def build_report(folders: Sequence[Path], out: Path, *, num_samples: int, seed: 
         out: folder for the two files; made if it is not there, older reports are replaced.
         num_samples: samples to show with their audio; 0 for none.
         seed: of the choice of samples.
+        tables, table_notes: shown first, and what they rest on.
 
     Returns:
         The path of `report.html`: pictures and audio are inside it, and it asks nothing of the network.
@@ -58,7 +96,7 @@ def build_report(folders: Sequence[Path], out: Path, *, num_samples: int, seed: 
         StapesError: if a folder is no run folder or holds a file that cannot be read.
     """
     collected = collect(folders)
-    content = _content(collected, num_samples, seed)
+    content = _content(collected, num_samples, seed) | {"tables": tables, "table_notes": table_notes}
     # Texts come from manifests and models: everything is escaped but the charts, which are ours.
     templates = Environment(
         loader=PackageLoader("stapes.report", ""),
@@ -94,7 +132,7 @@ def _content(collected: Collected, num_samples: int, seed: int) -> dict[str, Any
     panels = build_panels(collected)
     words = ["stapes", "report", *(shorten(run.folder) for run in collected.runs)]
     return {
-        "title": ", ".join(run.label for run in collected.runs),
+        "title": ", ".join(run.label for run in collected.runs) or "Recipes",
         "runs": collected.runs,
         "recipes": [
             (run, shorten(run.folder / "recipe.yaml"), _relative(run.recipe)) for run in collected.runs if run.recipe

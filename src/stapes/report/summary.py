@@ -11,6 +11,7 @@ from .table import Cell, Table
 _HEADLINES = {
     "wer": "lowest WER",
     "cider_d": "highest CIDEr-D",
+    "spider": "highest SPIDEr",
     "exact_match": "most exact matches",
     "files_mb": "smallest files",
     "run_peak_mb": "lowest peak at run",

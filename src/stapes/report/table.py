@@ -67,6 +67,8 @@ QUALITY = (
     _score("audiocaption", "cider_d", "CIDEr-D", "", "higher",
            "How far captions share their rarer word sequences with the references of their clips, from 0 to 10. "
            "Figures with one and with several references do not compare."),
+    _score("audiocaption", "spider", "SPIDEr", "", "higher",
+           "Mean of CIDEr-D and SPICE, which compares what captions say is there and how it relates; from 0 to 5.5."),
     _score("qa", "exact_match", "exact match", "%", "higher",
            "Answers to closed questions that are the right one, spelling and punctuation aside."),
 )  # fmt: skip
@@ -257,6 +259,9 @@ def _why_missing(variant: Variant, column: Column) -> str:
         return f"not {verb}: the run holds no {file}/{variant.name}"
     if column.task is not None and column.task not in document["tasks"]:
         return f"not measured: the manifests hold no {column.task} samples"
+    unavailable = document["tasks"][column.task].get("unavailable", {}) if column.task is not None else {}
+    if column.key in unavailable:
+        return f"not measured: {unavailable[column.key]}"
     leaf = "value" if column.source == "scores" else "p50"
     if find_number(document, *column.path, leaf) is None and find_number(document, *column.path) is None:
         return f"not measured: {column.source}.json does not tell it"
