@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": _MEASURING,
     "demo": {"errors", "data", "inference", "bench"},
     "report": {"errors", "files", "environment"},
-    "plan": {"errors", "files", "environment", "recipe", "weights"},
+    "plan": {"errors", "files", "environment", "defaults", "recipe", "weights"},
 }
 EVERYTHING = {*MAY_IMPORT, "run"}
 MAY_IMPORT |= {"run": EVERYTHING, "cli": EVERYTHING, "__init__": EVERYTHING, "__main__": {"cli"}}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stapes.errors import RecipeError, WeightsError
+from stapes.errors import ModelFolderError, RecipeError, WeightsError
 from stapes.plan import plan_models
 from stapes.plan.configs import read_config
 from stapes.plan.model_plan import ModelPlan
@@ -159,3 +159,53 @@ def test_dropped_layers_leave_the_model_smaller() -> None:
     left: ModelPlan = plan.without_dropped()
     assert (left.speech.num_layers, left.llm.num_layers) == (4, 20)
     assert left.without_dropped() == left
+
+
+def write_model(folder: Path, **values: Any) -> Path:
+    """The configuration of a trained model: a Whisper, a SmolLM2 and a ctc_compressor."""
+    folder.mkdir(parents=True)
+    connector = {"kind": "ctc_compressor", "frames_per_window": 8, "ctc_stride": 4, "ctc_merges": 12000}
+    connector |= {"hidden_size": 512, "num_hidden_layers": 2, "num_attention_heads": 8, "intermediate_size": 2048}
+    config = {
+        "model_type": "stapes",
+        "sources": {"speech_encoder": "openai/whisper-base", "llm": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+        "connector_config": {**connector, "dropout": 0.1},
+        "lora": {"r": 16, "target_modules": ["q_proj", "v_proj"]},
+        **values,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    processor = {"prompt_template": "{audio} {instruction}", "feature_extractor": {"pad_to_s": None}}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def going_on_from(folder: Path, **sections: Any) -> Recipe:
+    return Recipe.model_validate({"name": "r", "start_from": str(folder), **sections})
+
+
+def test_a_trained_model_is_planned_as_the_recipe_that_made_it(tmp_path: Path) -> None:
+    stage = {"data": {"none.jsonl": 1}, "max_steps": 1, "trainable": ["connector", "lora"]}
+    steps = [{"kind": "merge_lora"}, {"kind": "quantize", "bits": 8}]
+    plans = plan_models(going_on_from(write_model(tmp_path / "model"), train={"more": stage}, compress=steps))
+    assert [plan.variant for plan in plans] == ["base", "more", "merge_lora", "quantize"]
+    lora = {"trainable": ["connector", "lora"], "lora": {"r": 16, "target_modules": ["q_proj", "v_proj"]}}
+    parts = recipe().parts.model_dump() | {"connector": {"kind": "ctc_compressor"}}
+    train = {"hear": {**stage, "trainable": ["connector"], "objective": "ctc"}, "tune": {**stage, **lora}}
+    made = plan_models(Recipe.model_validate({"name": "r", "model": parts, "train": train}))[0]
+    assert [plan.parameters() for plan in plans[:2]] == [made.parameters()] * 2
+    assert plans[2].parameters()["lora"] == 0
+    assert [plan.int8_skip for plan in plans] == [None, None, None, ("connector",)]
+
+
+def test_a_trained_model_may_be_int8_already(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", lora=None, int8={"skip": ["connector", "lm_head"]})
+    (plan,) = plan_models(going_on_from(model, compress=[]))
+    assert (plan.variant, plan.int8_skip, plan.parameters()["lora"]) == ("base", ("connector", "lm_head"), 0)
+
+
+def test_a_folder_that_does_not_tell_its_parts_is_refused(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", sources=None)
+    with pytest.raises(ModelFolderError, match="its configuration does not tell what it is made of"):
+        plan_models(going_on_from(model))
+    with pytest.raises(ModelFolderError, match=r"nothing: no such model folder"):
+        plan_models(going_on_from(tmp_path / "nothing"))

@@ -105,14 +105,14 @@ def make_predictor(
     device: Any, protocol: Literal["stapes", "nota"], dtype: Any, audio_s: float | None, drop_layers: float
 ) -> Callable[[Recipe], list[Prediction]]:
     """Make the function that predicts the variants of a recipe, with what was said on the command line."""
-    from ..plan import default_workload, plan_models, predict, read_calibration
+    from ..plan import default_workload, parts_of, plan_models, predict, read_calibration
     from ..recipe import Bench
 
     calibration = read_calibration(device.num_threads) if device.kind == "cpu" else None
 
     def predict_variants(recipe: Recipe) -> list[Prediction]:
         bench = recipe.bench or Bench.model_validate({})
-        work = default_workload(audio_s or bench.audio_s, bench.new_tokens, recipe.parts.prompt)
+        work = default_workload(audio_s or bench.audio_s, bench.new_tokens, parts_of(recipe).prompt)
         plans = [plan.with_dropped(drop_layers) for plan in plan_models(recipe)]
         if protocol == "nota":
             # The published implementation has no int8 linears.

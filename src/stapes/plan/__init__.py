@@ -3,6 +3,7 @@
 from .budget import Budget, Verdict, parse_budget, rank
 from .calibrating import calibrate
 from .devices import GPUS, Device, find_device
+from .folders import parts_of
 from .model_plan import ModelPlan, plan_models
 from .own import Workload
 from .predicting import Prediction, default_workload, predict
@@ -24,6 +25,7 @@ __all__ = [
     "default_workload",
     "find_device",
     "parse_budget",
+    "parts_of",
     "plan_models",
     "predict",
     "rank",

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..files import read_json
 from ..recipe import Recipe
+from .folders import parts_of
 from .predicting import Prediction
 from .shapes import count_parameters
 
@@ -155,7 +156,7 @@ def to_csv(ablation: Ablation) -> str:
 
 
 def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
-    plan, parts = prediction.plan, recipe.parts
+    plan, parts = prediction.plan, parts_of(recipe)
     parameters, weights = plan.parameters(), plan.weights()
     trainable = {part for stage in recipe.train.values() for part in stage.trainable}
     targets = plan.adapters.targets if plan.adapters else None

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import StapesError, UsageError
-from ..recipe import Recipe
+from ..recipe import Model, Recipe
+from .folders import read_trained
 from .predicting import Prediction
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|MiB|GB|MB)")
@@ -163,29 +164,34 @@ def _changes(recipe: Recipe, small_weights: SmallWeights) -> Iterator[tuple[tupl
 
 def _single_changes(recipe: Recipe, small_weights: SmallWeights) -> list[tuple[str, Any]]:
     """List what can be changed, by how little of the model it changes."""
-    model = recipe.parts
-    last = list(recipe.train)[-1]
     changes: list[tuple[str, Any]] = []
-    if model.pad_audio_to_s is not None:
+    model = recipe.model
+    if model is not None and model.pad_audio_to_s is not None:
         changes.append(("model.pad_audio_to_s", None))
     steps = recipe.model_dump(mode="json")["compress"]
     kinds = {step["kind"] for step in steps}
-    if any(stage.lora for stage in recipe.train.values()) and "merge_lora" not in kinds:
+    has_lora = any(stage.lora for stage in recipe.train.values())
+    if model is None:
+        has_lora |= read_trained(recipe).adapters is not None
+    if has_lora and "merge_lora" not in kinds:
         steps = [*steps, {"kind": "merge_lora"}]
         changes.append(("compress", steps))
     if small_weights == "int8" and "quantize" not in kinds:
         changes.append(("compress", [*steps, {"kind": "quantize", "bits": 8}]))
+    if model is None:  # the parts of a model that is trained already are what they are
+        return changes
+    last = list(recipe.train)[-1]
     if small_weights == "nf4" and recipe.train[last].quantization is None:
         changes.append((f"train.{last}.quantization", {"bits": 4, "kind": "nf4"}))
-    changes += [("model.connector", connector) for connector in _shorter_connectors(recipe)]
+    changes += [("model.connector", connector) for connector in _shorter_connectors(model)]
     if model.sound_encoder is not None:
         changes.append(("model.sound_encoder", None))
     changes += [("model.speech_encoder", name) for name in smaller(model.speech_encoder, WHISPERS)]
     return changes + [("model.llm", name) for name in smaller_llms(model.llm)]
 
 
-def _shorter_connectors(recipe: Recipe) -> list[dict[str, Any]]:
-    connector = recipe.parts.connector.model_dump(mode="json")
+def _shorter_connectors(model: Model) -> list[dict[str, Any]]:
+    connector = model.connector.model_dump(mode="json")
     key, longer = {
         "stacked_mlp": ("stack", (10, 16)),
         "windowed_qformer": ("window_s", (0.5, 1.0)),

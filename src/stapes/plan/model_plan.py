@@ -18,6 +18,7 @@ from .encoders import (
     WhisperShape,
     read_sound_shape,
 )
+from .folders import read_trained
 from .llm import LLMShape
 from .shapes import Adapters, Quantization, Weight, count_parameters
 
@@ -130,12 +131,25 @@ class ModelPlan:
 def plan_models(recipe: Recipe) -> list[ModelPlan]:
     """List the variants of a recipe: the model of its last stage, and what each step of compression makes of it.
 
+    A recipe that starts from a trained model has that as its first variant, `base`.
+
     Raises:
+        ModelFolderError: if the model that it starts from cannot be read.
         RecipeError: if a part is of a kind that the planner or the model cannot be.
         WeightsError: if the shape of a model that the recipe names is nowhere to be found.
     """
-    plan = _plan_trained(recipe)
-    plans = [plan]
+    plans = []
+    if recipe.start_from is None:
+        plan = _train_further(recipe, _plan_trained(recipe, recipe.parts, list(recipe.train)[-1]))
+    else:
+        trained = read_trained(recipe)
+        plan = _plan_trained(recipe, trained.model, "base")
+        plan = replace(plan, adapters=trained.adapters, int8_skip=trained.int8_skip)
+        plan = replace(plan, quantization=trained.quantization or plan.llm.quantization)
+        if recipe.train:
+            plans.append(plan)
+            plan = _train_further(recipe, plan)
+    plans.append(plan)
     # A stage's folder holds what was trained; compression writes whole folders, in float32.
     plan = replace(plan, converted=())
     for step in recipe.compress:
@@ -148,8 +162,19 @@ def plan_models(recipe: Recipe) -> list[ModelPlan]:
     return plans
 
 
-def _plan_trained(recipe: Recipe) -> ModelPlan:
-    model = recipe.parts
+def _train_further(recipe: Recipe, plan: ModelPlan) -> ModelPlan:
+    """Give a plan what the stages of a recipe add to it."""
+    loras = [stage.lora for stage in recipe.train.values() if stage.lora]
+    quantizations = [stage.quantization for stage in recipe.train.values() if stage.quantization]
+    adapters, quantization = plan.adapters, plan.quantization
+    if loras:
+        adapters = Adapters(loras[-1].r, loras[-1].target_modules)
+    if quantizations and quantization is None:
+        quantization = Quantization(quantizations[-1].kind, double_quant=quantizations[-1].double_quant)
+    return replace(plan, variant=list(recipe.train)[-1], adapters=adapters, quantization=quantization)
+
+
+def _plan_trained(recipe: Recipe, model: Model, variant: str) -> ModelPlan:
     found = {name: read_config(value) for name, value in _names(model).items()}
     speech_config = found["speech_encoder"].values
     if speech_config.get("model_type") != "whisper":
@@ -158,26 +183,19 @@ def _plan_trained(recipe: Recipe) -> ModelPlan:
             "model; a speech encoder must be a Whisper"
         )
     speech = WhisperShape.from_config(speech_config)
-    sound = _read_sound(recipe, found.get("sound_encoder"))
+    sound = _read_sound(recipe.name, model, found.get("sound_encoder"))
     llm = LLMShape.from_config(found["llm"].values, model.llm)
-    stages = list(recipe.train.values())
-    loras = [stage.lora for stage in stages if stage.lora]
-    quantizations = [stage.quantization for stage in stages if stage.quantization]
-    quantization = llm.quantization
-    if quantizations and quantization is None:
-        quantization = Quantization(quantizations[-1].kind, double_quant=quantizations[-1].double_quant)
     width = speech.width + (sound.width if sound else 0)
     connector = model.connector
     pieces = count_ctc_pieces(model.llm, connector.merges) if isinstance(connector, CTCCompressor) else 0
     return ModelPlan(
         recipe=recipe.name,
-        variant=list(recipe.train)[-1],
+        variant=variant,
         speech=speech,
         sound=sound,
         connector=read_connector(model.connector, width, llm.width, pieces),
         llm=llm,
-        adapters=Adapters(loras[-1].r, loras[-1].target_modules) if loras else None,
-        quantization=quantization,
+        quantization=llm.quantization,
         pad_audio_to_s=model.pad_audio_to_s,
         sources=tuple((part, config.source) for part, config in found.items()),
         converted=tuple(_PART_OF[part] for part, config in found.items() if _is_half(config.values)),
@@ -200,13 +218,13 @@ def _names(model: Model) -> dict[str, str]:
     return {part: name for part, name in names.items() if name is not None}
 
 
-def _read_sound(recipe: Recipe, found: FoundConfig | None) -> SoundShape | None:
+def _read_sound(recipe: str, model: Model, found: FoundConfig | None) -> SoundShape | None:
     if found is None:
         return None
     sound = read_sound_shape(found.values)
     if sound is None:
         raise RecipeError(
-            f"{recipe.name}: model.sound_encoder: {recipe.parts.sound_encoder} is a "
+            f"{recipe}: model.sound_encoder: {model.sound_encoder} is a "
             f"`{found.values.get('model_type')}` model; only of a BEATs or an EAT the shapes are known here"
         )
     return sound
