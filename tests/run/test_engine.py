@@ -7,7 +7,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from stapes.errors import RecipeError, StapesError, WeightsError
+from stapes.errors import ManifestError, RecipeError, StapesError, WeightsError
 from stapes.files import read_json
 from stapes.inference import load
 from stapes.model import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
@@ -182,3 +182,16 @@ def test_check_finds_what_a_run_would_stumble_over(small_parts: Path) -> None:
         check_recipe(load_recipe(path, {"evaluate.data": ["/nowhere/none.jsonl"]}), path)
     with pytest.raises(WeightsError, match="no/where"):
         check_recipe(load_recipe(path, {"model.llm": "/no/where"}), path)
+
+
+@pytest.mark.parametrize(("key", "manifest"), [("evaluate.data", "train"), ("train.align.valid", "mixed")])
+def test_a_model_is_not_measured_on_what_it_learns_from(
+    small_parts: Path, tmp_path: Path, key: str, manifest: str
+) -> None:
+    parts = Path(shutil.copytree(small_parts, tmp_path / "parts"))
+    lines = [(parts / f"{split}.jsonl").read_text().splitlines()[1] for split in ("valid", "train")]
+    (parts / "mixed.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = load_recipe(parts / "small.yaml", {key: [str(parts / f"{manifest}.jsonl")]})
+    problem = rf"small\.yaml: {key}: \d samples of .* are about clips that the model learns from, .*`train[01]`, which"
+    with pytest.raises(ManifestError, match=problem):
+        check_recipe(recipe, "small.yaml")

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from ..defaults import find_model
 from ..environment import environment
-from ..errors import StapesError
+from ..errors import ManifestError, StapesError
 from ..files import full_disk_explained, read_json, staged_folder, write_json, write_text
 from ..recipe import Recipe, dump_recipe
 from .steps import Step, model_files, plan_steps
@@ -89,6 +89,7 @@ def check_recipe(recipe: Recipe, path: str) -> None:
             load_manifest(manifest)
     for manifest in recipe.evaluate.data if recipe.evaluate else ():
         load_manifest(manifest)
+    _check_splits(recipe, path)
     if recipe.start_from is not None:
         model_files(find_model(recipe.start_from))
         return
@@ -98,6 +99,29 @@ def check_recipe(recipe: Recipe, path: str) -> None:
     admit_code(recipe.parts.llm)
     if recipe.parts.sound_encoder is not None:
         resolve(recipe.parts.sound_encoder)
+
+
+def _check_splits(recipe: Recipe, path: str) -> None:
+    """Refuse to measure a model on clips that it learns from.
+
+    Raises:
+        ManifestError: naming the two manifests and a clip of both.
+    """
+    from ..data.sample import load_manifest
+
+    learnt: dict[str, Path] = {}
+    for manifest in dict.fromkeys(data for stage in recipe.train.values() for data in stage.data):
+        learnt |= {sample.audio.resolve(): manifest for sample in load_manifest(manifest)}
+    tests = {data: f"train.{name}.valid" for name, stage in recipe.train.items() for data in stage.valid}
+    tests |= dict.fromkeys(recipe.evaluate.data if recipe.evaluate else (), "evaluate.data")
+    for manifest, key in tests.items():
+        shared = [sample for sample in load_manifest(manifest) if sample.audio.resolve() in learnt]
+        if shared:
+            where = learnt[shared[0].audio.resolve()]
+            raise ManifestError(
+                f"{path}: {key}: {len(shared)} samples of {manifest} are about clips that the model learns from, e.g. "
+                f"`{shared[0].id}`, which {where} has too; is one of them of the wrong split?"
+            )
 
 
 def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> bool:
