@@ -143,7 +143,8 @@ def _print_table(predictions: list[Prediction]) -> None:
     row("activations, MiB", lambda one: f"{one['activation_bytes'] / 2**20:.1f}")
     table.add_section()
     row(f"peak memory ({first['memory_bytes']['kind']}), GiB", lambda one: f"{one['memory_bytes']['peak_gib']:.4f}")
-    row("  loading", lambda one: f"{one['memory_bytes']['load_peak'] / 2**30:.4f}")
+    # Without the process's own memory, which is measured once, loading weights that are mapped takes nothing.
+    row("  loading", lambda one: f"{peak / 2**30:.4f}" if (peak := one["memory_bytes"]["load_peak"]) else "–")
     row("  running", lambda one: f"{one['memory_bytes']['run_peak'] / 2**30:.4f}")
     row("  reached in", lambda one: one["memory_bytes"]["at"])
     for part in dict.fromkeys(part for one in shown for part in one["memory_bytes"]["by_part"]):
