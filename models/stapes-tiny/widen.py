@@ -1,4 +1,4 @@
-"""Let a model hear more pieces of words: what it has learnt stays, the further pieces are further rows of the LLM's table.
+"""Let a model hear more pieces of words: what it learnt stays, the others are further rows of the LLM's table.
 
     python models/stapes-tiny/widen.py runs/stapes-tiny-hear/hear MERGES OUT
 
