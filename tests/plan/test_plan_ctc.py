@@ -124,7 +124,11 @@ def test_pieces_are_counted_as_the_model_lists_them(tmp_path: Path, merges: int)
 
 def test_pieces_that_nobody_counted_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stapes.plan.configs.find_config", lambda name: None)
-    assert [count_ctc_pieces("HuggingFaceTB/SmolLM2-360M", merges) for merges in (1500, 12_000)] == [1371, 9667]
+    assert [count_ctc_pieces("HuggingFaceTB/SmolLM2-360M", merges) for merges in (1500, 12_000, 50_000)] == [
+        1371,
+        9667,
+        33_182,
+    ]
     with pytest.raises(
         WeightsError, match=r"with 900 merges: no tokenizer\.json .*; the published table has it for 1500"
     ):
