@@ -109,7 +109,7 @@ def _check_splits(recipe: Recipe, path: str) -> None:
     """
     from ..data.sample import load_manifest
 
-    learnt: dict[str, Path] = {}
+    learnt: dict[Path, Path] = {}
     for manifest in dict.fromkeys(data for stage in recipe.train.values() for data in stage.data):
         learnt |= {sample.audio.resolve(): manifest for sample in load_manifest(manifest)}
     tests = {data: f"train.{name}.valid" for name, stage in recipe.train.items() for data in stage.valid}
