@@ -17,6 +17,8 @@ from stapes.model import ConnectorConfig
 def main(folder: Path, merges: int, out: Path) -> None:
     """Write the model with the same weights and more pieces."""
     old, processor = load_model(folder)
+    if others := {*(old.config.trained_parts or ())} - {"connector"}:
+        raise SystemExit(f"{folder}: {', '.join(sorted(others))} learnt too, which would be lost; widen it before that")
     shape = ConnectorConfig(**{**old.config.connector_config.to_dict(), "ctc_merges": merges})
     sources = old.config.sources or {}
     new, _ = build(sources["speech_encoder"], sources["llm"], shape, prompt=processor.prompt_template)

@@ -252,7 +252,9 @@ def _give_rows(model: StapesForConditionalGeneration, connector: CTCCompressor, 
     """Copy the rows of the LLM's table that CTC is taught against."""
     embeddings = cast(nn.Embedding, model.get_input_embeddings())
     ids = torch.tensor(vocabulary.token_ids, device=embeddings.weight.device)
-    connector.token_embeddings.weight.copy_(embeddings(ids))
+    # In parts: all at once would be there a second time for a moment, 76 MB of them in stapes-tiny.
+    for rows, part in zip(connector.token_embeddings.weight.split(4096), ids.split(4096), strict=True):
+        rows.copy_(embeddings(part))
 
 
 def _generation_config(

@@ -140,3 +140,24 @@ def test_what_is_only_planned_can_be_read_in_a_report(tmp_path: Path) -> None:
     page = (tmp_path / "runs/report/report.html").read_text(encoding="utf-8")
     assert "No variant is scored or measured yet." in page
     assert "predicted memory, GiB" in page
+    # It says how it is made again, tables included.
+    assert f"stapes ablate {tmp_path / 'stack-5.yaml'}" in page
+    assert "--report" in page
+    assert "variants of 0 runs" not in page
+
+
+def test_of_an_encoder_only_the_layers_that_learn_are_counted(tmp_path: Path) -> None:
+    (path,) = write_recipes(tmp_path)[:1]
+    text = path.read_text()
+
+    def trained(settings: str = "") -> int:
+        path.write_text(text.replace("max_steps: 1}", f"max_steps: 1{settings}}}"))
+        ((row,),) = ablation_of([path]).tables.values()
+        return row["trained"]
+
+    before, whole = trained(), ", trainable: [connector, speech_encoder]"
+    width, ffn = 512, 2048
+    layer = 4 * width * width + 3 * width + 2 * width * ffn + ffn + width + 4 * width
+    assert trained(f"{whole}, speech_encoder_layers: 2") - before == 2 * layer + 2 * width
+    convolutions = 3 * 80 * width + 3 * width * width + 2 * width
+    assert trained(whole) - before == 6 * layer + 2 * width + convolutions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -63,7 +64,10 @@ def ablate(
         _run(loaded, out)
         ablation = compare_recipes(loaded, predict, out)
     if run or report:
-        _report([out / recipe.name for recipe in loaded.values()], out / "report", ablation)
+        words = ["stapes", "ablate", *map(str, recipes), "--report", "--out", str(out), "--protocol", protocol]
+        words += ["--device", device] if device else []
+        words += [word for change in override or () for word in ("--set", change)]
+        _report([out / recipe.name for recipe in loaded.values()], out / "report", ablation, shlex.join(words))
     if csv is not None:
         write_text(csv, to_csv(ablation))
     if as_json:
@@ -84,8 +88,8 @@ def _run(recipes: dict[Path, Recipe], out: Path) -> None:
         run_recipe(recipe, out / recipe.name, redo=False, say=say)
 
 
-def _report(runs: list[Path], folder: Path, ablation: Ablation) -> None:
-    """Write the report of those runs that there are, with the tables of all recipes."""
+def _report(runs: list[Path], folder: Path, ablation: Ablation, command: str) -> None:
+    """Write the report of those runs that there are, with the tables of all recipes; `command` writes it again."""
     from ..plan.ablation import show_tables
     from ..recipe.sections import Report
     from ..report import build_report
@@ -97,4 +101,5 @@ def _report(runs: list[Path], folder: Path, ablation: Ablation) -> None:
         seed=0,
         tables=show_tables(ablation),
         table_notes=ablation.circumstances,
+        command=command,
     )

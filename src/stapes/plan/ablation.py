@@ -159,6 +159,7 @@ def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
     plan, parts = prediction.plan, parts_of(recipe)
     parameters, weights = plan.parameters(), plan.weights()
     trainable = {part for stage in recipe.train.values() for part in stage.trainable}
+    tuned = _tuned_layers(recipe, plan.speech.num_layers)
     targets = plan.adapters.targets if plan.adapters else None
     stored = plan.quantization.kind if plan.quantization else "int8" if plan.int8_skip is not None else prediction.dtype
     latency = prediction.latency
@@ -174,7 +175,9 @@ def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
         else targets,
         "parameters": parameters["total"],
         "trained": sum(
-            count_parameters([w for w in own if w.learns]) for part, own in weights.items() if part in trainable
+            count_parameters([w for w in own if w.learns and (part != "speech_encoder" or w.name.startswith(tuned))])
+            for part, own in weights.items()
+            if part in trainable
         ),
         "device": prediction.device.name,
         "protocol": prediction.protocol,
@@ -185,6 +188,15 @@ def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
         "predicted_ttft_ms": None if latency is None else latency.ttft,
         "predicted_tpot_ms": None if latency is None else latency.tpot,
     }
+
+
+def _tuned_layers(recipe: Recipe, num_layers: int) -> tuple[str, ...]:
+    """List what the names of the speech encoder's tensors begin with that learn in any stage."""
+    wanted = [s.speech_encoder_layers for s in recipe.train.values() if "speech_encoder" in s.trainable]
+    numbers = [number for number in wanted if number is not None]
+    if len(numbers) < len(wanted):
+        return ("",)
+    return ("layer_norm.", *(f"layers.{layer}." for layer in range(num_layers - max(numbers, default=0), num_layers)))
 
 
 def _measured(run: Path, variant: str) -> dict[str, Any]:

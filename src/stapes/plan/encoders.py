@@ -52,7 +52,7 @@ class WhisperShape:
             Weight("conv1.bias", (D,)),
             Weight("conv2.weight", (D, D, 3)),
             Weight("conv2.bias", (D,)),
-            Weight("embed_positions.weight", (self.num_positions, D)),
+            Weight("embed_positions.weight", (self.num_positions, D), learns=False),  # a formula
         ]
         for layer in range(self.num_layers):
             at = f"layers.{layer}"

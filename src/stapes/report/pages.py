@@ -79,6 +79,7 @@ def build_report(
     seed: int,
     tables: Sequence[TextTable] = (),
     table_notes: Sequence[str] = (),
+    command: str | None = None,
 ) -> Path:
     """Write `report.html` and `report.md` about one or several run folders, finished or not.
 
@@ -88,6 +89,7 @@ def build_report(
         num_samples: samples to show with their audio; 0 for none.
         seed: of the choice of samples.
         tables, table_notes: shown first, and what they rest on.
+        command: what writes this report again; that of `stapes report` unless given.
 
     Returns:
         The path of `report.html`: pictures and audio are inside it, and it asks nothing of the network.
@@ -97,6 +99,8 @@ def build_report(
     """
     collected = collect(folders)
     content = _content(collected, num_samples, seed) | {"tables": tables, "table_notes": table_notes}
+    if command is not None:
+        content["command"] = command
     # Texts come from manifests and models: everything is escaped but the charts, which are ours.
     templates = Environment(
         loader=PackageLoader("stapes.report", ""),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,17 +79,15 @@ def check_recipe(recipe: Recipe, path: str) -> None:
     Raises:
         StapesError: naming file and key, or what was looked for and where.
     """
-    from ..data.sample import load_manifest
     from ..train.stage import check_stage
     from ..weights import admit_code, allow_code, resolve
 
     for name, stage in recipe.train.items():
         check_stage(path, name, stage)
-        for manifest in (*stage.data, *stage.valid):
-            load_manifest(manifest)
-    for manifest in recipe.evaluate.data if recipe.evaluate else ():
-        load_manifest(manifest)
-    _check_splits(recipe, path)
+    learnt = {manifest for stage in recipe.train.values() for manifest in stage.data}
+    tests = {manifest: f"train.{name}.valid" for name, stage in recipe.train.items() for manifest in stage.valid}
+    tests |= dict.fromkeys(recipe.evaluate.data if recipe.evaluate else (), "evaluate.data")
+    _check_splits(path, sorted(learnt), tests)
     if recipe.start_from is not None:
         model_files(find_model(recipe.start_from))
         return
@@ -101,26 +99,29 @@ def check_recipe(recipe: Recipe, path: str) -> None:
         resolve(recipe.parts.sound_encoder)
 
 
-def _check_splits(recipe: Recipe, path: str) -> None:
+def _check_splits(path: str, learnt: Sequence[Path], tests: Mapping[Path, str]) -> None:
     """Refuse to measure a model on clips that it learns from.
 
+    Args:
+        path: of the recipe.
+        learnt: manifests to learn from.
+        tests: manifests to measure with → the key that names them.
+
     Raises:
-        ManifestError: naming the two manifests and a clip of both.
+        ManifestError: naming the two manifests and a clip of both; or if one cannot be read.
     """
     from ..data.sample import load_manifest
 
-    learnt: dict[Path, Path] = {}
-    for manifest in dict.fromkeys(data for stage in recipe.train.values() for data in stage.data):
-        learnt |= {sample.audio.resolve(): manifest for sample in load_manifest(manifest)}
-    tests = {data: f"train.{name}.valid" for name, stage in recipe.train.items() for data in stage.valid}
-    tests |= dict.fromkeys(recipe.evaluate.data if recipe.evaluate else (), "evaluate.data")
+    found = {sample.audio.resolve(): manifest for manifest in learnt for sample in load_manifest(manifest)}
     for manifest, key in tests.items():
-        shared = [sample for sample in load_manifest(manifest) if sample.audio.resolve() in learnt]
+        shared = [
+            (sample.id, found[clip]) for sample in load_manifest(manifest) if (clip := sample.audio.resolve()) in found
+        ]
         if shared:
-            where = learnt[shared[0].audio.resolve()]
+            name, other = shared[0]
             raise ManifestError(
                 f"{path}: {key}: {len(shared)} samples of {manifest} are about clips that the model learns from, e.g. "
-                f"`{shared[0].id}`, which {where} has too; is one of them of the wrong split?"
+                f"`{name}`, which {other} has too; is one of them of the wrong split?"
             )
 
 
