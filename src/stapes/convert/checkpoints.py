@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -41,12 +42,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a safetensors file, or cut short: {error}") from error
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):  # not the language of pickles
+            raise WeightsError(f"{path}: torch cannot read it, it may be cut short or no checkpoint at all") from error
+        named = re.search(r"GLOBAL (\S+)", str(error))
         raise WeightsError(
-            f"{path}: holds more than tensors and plain values, and stapes runs no code from checkpoints; where you "
-            'trust the file, save only its tensors: torch.save({"cfg": dict(…), "model": checkpoint["model"]}, …). '
-            f"torch says: {str(error).splitlines()[0]}"
+            f"{path}: holds more than tensors and plain values, and stapes runs no code from checkpoints"
+            f"{f' ({named[1]})' if named else ''}; where you trust the file, save only its tensors: "
+            'torch.save({"cfg": dict(…), "model": checkpoint["model"]}, …)'
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: torch cannot read it, it may be cut short: {error}") from error
     if not isinstance(found, dict):
         raise WeightsError(f"{path}: holds a {type(found).__name__}, not a dict of tensors")
