@@ -146,13 +146,10 @@ def _connect(parts: _Parts, panel: Panel, clips: Sequence[Clip]) -> None:
         run(parts.ask.click, answer, [parts.audio, parts.question]),
         run(parts.question.submit, answer, [parts.audio, parts.question]),
     ]
-    parts.stop.click(
-        _stop,
-        inputs=parts.cards,
-        outputs=parts.cards,
-        cancels=events,
-        show_progress="hidden",
-        api_visibility="private",
+    # First the end of the answers, then a look at the cards: with both at once an update that is on its way comes after
+    # the cards were marked, and leaves them speaking for ever.
+    parts.stop.click(None, cancels=events, api_visibility="private").then(
+        _stop, inputs=parts.cards, outputs=parts.cards, show_progress="hidden", api_visibility="private"
     )
 
 
