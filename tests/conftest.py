@@ -74,6 +74,7 @@ def make_model_and_processor(
     pad_audio_to_s: float | None = None,
     tail: Literal["pad", "drop"] = "pad",
     sound: Literal["beats", "eat", "ast", "clap"] | None = None,
+    sound_layer: int | None = None,
 ) -> tuple[StapesForConditionalGeneration, StapesProcessor]:
     """Build a model of 0.2 M parameters in eval mode, and its processor.
 
@@ -102,6 +103,7 @@ def make_model_and_processor(
             num_attention_heads=2,
             intermediate_size=64,
             num_ctc_tokens=28,
+            sound_layer=sound_layer,
         )
     )
     config = StapesConfig(

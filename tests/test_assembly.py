@@ -253,6 +253,12 @@ def test_few_tokens_to_spare(own_parts: Path) -> None:
         build_from(own_parts)
 
 
+def test_a_sound_layer_that_the_encoder_has_not(parts: Path) -> None:
+    shape = ConnectorConfig(kind="ctc_compressor", hidden_size=32, num_attention_heads=2, sound_layer=3)
+    with pytest.raises(ModelFolderError, match=r"whisper: has 2 layers; sound_layer is 3$"):
+        build(str(parts / "whisper"), str(parts / "llm"), shape)
+
+
 def test_parts_in_each_others_place(parts: Path, tiny_model_folder: Path) -> None:
     whisper, llm = str(parts / "whisper"), str(parts / "llm")
     with pytest.raises(ModelFolderError, match=r"llm: is a `llama` model; a speech encoder must be a Whisper$"):

@@ -82,6 +82,8 @@ def build(
     if sound_encoder is not None:
         sources["sound_encoder"] = sound_encoder
     speech, sound, feature_extractor = load_encoders(sources, pad_audio_to_s, torch.float32)
+    if (connector.sound_layer or 0) > (num_layers := speech.config.encoder_layers):
+        raise ModelFolderError(f"{speech_encoder}: has {num_layers} layers; sound_layer is {connector.sound_layer}")
     tokenizer, family, num_embeddings = load_tokenizer(llm)
     try:
         # The template first: it may name another end symbol, which is then in use.
@@ -244,7 +246,11 @@ def _begin_connector(model: StapesForConditionalGeneration, vocabulary: CTCVocab
             assert vocabulary is not None
             _give_rows(model, connector, vocabulary)
             nn.init.zeros_(connector.detail.weight)
-            nn.init.constant_(connector.norm_sound.weight, size)
+            if connector.namer is None:
+                nn.init.constant_(connector.norm_sound.weight, size)
+            else:
+                nn.init.zeros_(connector.sound_out.weight)
+                nn.init.zeros_(connector.sound_out.bias)
 
 
 @torch.no_grad()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from stapes.data.collator import IGNORE, Example, collate
-from stapes.model import StapesForConditionalGeneration, StapesProcessor
+from stapes.model import CTCVocabulary, StapesForConditionalGeneration, StapesProcessor
 
 Waveforms = Callable[[float, int], np.ndarray]
 ModelFactory = Callable[..., tuple[StapesForConditionalGeneration, StapesProcessor]]
@@ -117,6 +120,26 @@ def test_loss_does_not_depend_on_the_batch(tiny_model_and_processor: ModelFactor
         together = model(**collate(examples, processor), num_items_in_batch=1).loss.item()
         alone = [model(**collate([example], processor), num_items_in_batch=1).loss.item() for example in examples]
     assert together == pytest.approx(sum(alone), rel=1e-4)
+
+
+def test_a_transcript_is_spelt_in_what_ctc_hears_and_no_other_answer_is(processor: StapesProcessor) -> None:
+    letters = processor.tokenizer
+    settings = json.loads(letters.backend_tokenizer.to_str())
+    settings["model"]["merges"] = [["Ġ", "n"], ["Ġn", "o"]]
+    settings["model"]["vocab"] |= {"Ġn": 300, "Ġno": 301}
+    processor.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(settings)), eos_token=letters.eos_token, pad_token="<pad>"
+    )
+    vocabulary = CTCVocabulary(processor.tokenizer, 1)
+    for target, transcript, end in (
+        ("oh no", "oh no", ["o", "h", "Ġn", "o"]),
+        ("oh no", None, ["o", "h", "Ġno"]),
+        ("oh no", "", ["o", "h", "Ġno"]),
+    ):
+        example = Example("Hi?", target, input_features=features(100), transcript=transcript)
+        labels = collate([example], processor, vocabulary)["labels"][0]
+        learnt = [label for label in labels.tolist() if label != IGNORE]
+        assert processor.tokenizer.convert_ids_to_tokens(learnt) == [*end, letters.eos_token]
 
 
 def test_a_target_with_the_audio_token_is_refused(processor: StapesProcessor) -> None:

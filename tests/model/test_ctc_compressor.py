@@ -25,9 +25,9 @@ def config(**changes: object) -> ConnectorConfig:
     return ConnectorConfig(kind="ctc_compressor", **{**settings, **changes})  # type: ignore[arg-type]
 
 
-def random_connector(seed: int = 0) -> CTCCompressor:
+def random_connector(seed: int = 0, **changes: object) -> CTCCompressor:
     torch.manual_seed(seed)
-    connector = build_connector(config(), D, D_LLM).eval()
+    connector = build_connector(config(**changes), D, D_LLM).eval()
     assert isinstance(connector, CTCCompressor)
     for parameter in connector.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -104,13 +104,99 @@ def test_a_slot_of_speech_is_the_embedding_of_what_was_heard() -> None:
 
 
 @torch.no_grad()
-def test_tokens_do_not_depend_on_the_batch() -> None:
+def test_sharpness_decides_how_much_of_the_second_best_is_read() -> None:
     connector = random_connector()
+    torch.nn.init.zeros_(connector.detail.weight)
+    for parameter in (connector.norm_llm.weight, connector.blank.weight):
+        torch.nn.init.zeros_(parameter)
+    rows = connector.token_embeddings.weight
+    hidden = rows[3] + 0.9 * rows[1]
+    connector.norm_llm.bias.copy_(hidden)
+    logits = rows @ hidden
+    for sharpness in (0.5, 1.0, 6.0):
+        connector.sharpness = sharpness
+        tokens, _ = connector(torch.randn(1, 40, D), all_real(40))
+        torch.testing.assert_close(tokens[0, 0], (sharpness * logits).softmax(dim=0) @ rows, atol=1e-4, rtol=1e-4)
+    assert build_connector(config(ctc_sharpness=6.0), D, D_LLM).sharpness == 6.0
+
+
+@torch.no_grad()
+def test_a_slot_of_sound_is_the_embedding_of_its_name() -> None:
+    connector = random_connector(sound_layer=2)
+    assert connector.namer is not None
+    for parameter in (connector.norm_llm.weight, connector.norm_llm.bias, *connector.sound_out.parameters()):
+        torch.nn.init.zeros_(parameter)
+    connector.blank.bias.fill_(9)  # nothing is said
+    torch.nn.init.zeros_(connector.namer.norm_llm.weight)
+    connector.namer.norm_llm.bias.copy_(1000 * connector.token_embeddings.weight[3])
+    tokens, mask = connector(torch.randn(1, 40, 2 * D), all_real(40))
+    assert mask.shape == (1, 5)
+    torch.testing.assert_close(tokens[0], connector.token_embeddings.weight[3].expand(5, -1), atol=1e-4, rtol=1e-4)
+
+
+def test_sounds_are_named_from_the_sound_layer_alone() -> None:
+    connector = random_connector(sound_layer=2)
+    frames, labels = torch.randn(1, 40, 2 * D), torch.tensor([[2, 5]])
+    loss = connector.sound_loss(frames, all_real(40), labels)
+    other = frames.clone()
+    other[..., D:] += torch.randn(1, 40, D)
+    assert connector.sound_loss(other, all_real(40), labels) != loss
+    with torch.no_grad():
+        connector.blank.bias.fill_(1000)  # which slots hold sound is CTC's to say: all of them now
+    loss = connector.sound_loss(frames, all_real(40), labels)
+    other = frames.clone()
+    other[..., :D] += torch.randn(1, 40, D)
+    assert connector.sound_loss(other, all_real(40), labels) == loss
+    loss.backward()
+    learnt = {name.split(".")[0] for name, parameter in connector.named_parameters() if parameter.grad is not None}
+    assert learnt == {"namer", "token_embeddings"}
+
+
+@torch.no_grad()
+def test_the_loss_of_sounds_is_a_mean_over_words_and_slots() -> None:
+    connector = random_connector(sound_layer=2)
+    connector.blank.bias.fill_(1000)
+    frames, mask = torch.randn(2, 20, 2 * D), torch.ones(2, 20, dtype=torch.bool)
+    mask[1, 9:] = False  # three slots, and two
+    frames[1, 9:] = 9.0
+    loss = connector.sound_loss(frames, mask, torch.tensor([[2, 5, -100], [1, -100, -100]]))
+    expected = []
+    for row, words, slots in ((0, (1, 4), 3), (1, (0,), 2)):
+        length = int(mask[row].sum())
+        to_sound = sound_slots(mask[row : row + 1, :length], torch.tensor([slots]), torch.tensor([0]), slots)
+        _, logits = connector._name(frames[row : row + 1, :length], mask[row : row + 1, :length], to_sound)
+        mean = logits[0].log_softmax(dim=-1).mean(dim=0)
+        expected += [-mean[word] for word in words]
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_what_an_objective_teaches() -> None:
+    llm_side = {"detail", "sound_out"}
+    hears = {"norm_in", "conv", "layers", "norm_out", "to_llm", "norm_llm", "blank"}
+    for sound_layer, objective, expected in (
+        (None, "ctc", hears),
+        (None, "answer", {*llm_side, "sound_in", "norm_sound"}),
+        (2, "ctc", hears),
+        (2, "sound", {"namer"}),
+        (2, "answer", llm_side),
+    ):
+        connector = random_connector(sound_layer=sound_layer)
+        connector.let_learn(objective)  # type: ignore[arg-type]
+        assert {name.split(".")[0] for name, p in connector.named_parameters() if p.requires_grad} == expected
+    with pytest.raises(ValueError, match="the connector names no sounds; `objective: sound` teaches one"):
+        random_connector().let_learn("sound")
+
+
+@pytest.mark.parametrize("sound_layer", [None, 2])
+@torch.no_grad()
+def test_tokens_do_not_depend_on_the_batch(sound_layer: int | None) -> None:
+    connector = random_connector(sound_layer=sound_layer)
+    width = D if sound_layer is None else 2 * D
     lengths = [1, 4, 5, 8, 9, 51, 365]
-    frames = torch.full((len(lengths), 365, D), 9.0)  # padding that must not be heard
+    frames = torch.full((len(lengths), 365, width), 9.0)  # padding that must not be heard
     mask = torch.zeros(len(lengths), 365, dtype=torch.bool)
     for row, length in enumerate(lengths):
-        frames[row, :length] = torch.randn(length, D, generator=torch.Generator().manual_seed(row))
+        frames[row, :length] = torch.randn(length, width, generator=torch.Generator().manual_seed(row))
         mask[row, :length] = True
     tokens, tokens_mask = connector(frames, mask)
     counts = [num_audio_tokens(2 * length, 8, 1, "pad") for length in lengths]

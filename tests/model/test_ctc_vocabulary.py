@@ -40,3 +40,11 @@ def test_pieces_are_what_lower_case_words_consist_of() -> None:
 def test_another_kind_of_tokenizer_is_refused() -> None:
     with pytest.raises(ValueError, match="is not a byte-level BPE tokenizer"):
         CTCVocabulary(make_tokenizer(pre_tokenizers.Whitespace()), 3)
+
+
+def test_any_text_can_be_spelt_in_the_same_pieces() -> None:
+    tokenizer = make_tokenizer()
+    for num_merges, pieces in ((0, "T h e Ġ c a t ."), (4, "Th e Ġ c a t ."), (7, "Th e Ġcat .")):
+        ids = CTCVocabulary(tokenizer, num_merges).spell("The cat.")
+        assert tokenizer.convert_ids_to_tokens(ids) == pieces.split(" ")
+        assert tokenizer.decode(ids) == "The cat."

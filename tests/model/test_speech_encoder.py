@@ -108,6 +108,20 @@ def test_a_long_neighbour_costs_a_short_clip_nothing(encoder: SpeechEncoder, mon
     assert encoded == [(3, 1500), (1, 50)]
 
 
+@torch.no_grad()
+def test_a_tapped_layer_stands_beside_the_last(encoder: SpeechEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, mask = batch(clip(50), clip(120, 1))
+    frames, _ = encoder(features, mask)
+    between: list[Tensor] = []
+    handle = encoder.layers[0].register_forward_hook(lambda module, inputs, output: between.append(output))
+    monkeypatch.setattr(encoder, "tap_layer", 1)
+    tapped, frames_mask = encoder(features, mask)
+    handle.remove()
+    assert tapped.shape == (2, 60, 64)
+    assert torch.equal(tapped[..., :32], frames)
+    assert torch.equal(tapped[..., 32:], between[0] * frames_mask[:, :, None])
+
+
 def test_gradients_reach_every_weight_but_the_positions(encoder: SpeechEncoder) -> None:
     trained = SpeechEncoder(CONFIG)
     trained.load_state_dict(encoder.state_dict())

@@ -35,13 +35,13 @@ SECTION = CTCCompressor.model_validate(
 )
 
 
-def shape(num_pieces: int = 30) -> CTCCompressorShape:
-    read = read_connector(SECTION, 32, 64, num_pieces)
+def shape(num_pieces: int = 30, sound_layer: int | None = None) -> CTCCompressorShape:
+    read = read_connector(SECTION.model_copy(update={"sound_layer": sound_layer}), 32, 64, num_pieces)
     assert isinstance(read, CTCCompressorShape)
     return read
 
 
-def built() -> Built:
+def built(sound_layer: int | None = None) -> Built:
     config = ConnectorConfig(
         kind="ctc_compressor",
         frames_per_window=8,
@@ -51,13 +51,15 @@ def built() -> Built:
         intermediate_size=24,
         ctc_stride=4,
         num_ctc_tokens=30,
+        sound_layer=sound_layer,
     )
     return Built(config, 32, 64).eval()
 
 
-def test_its_weights_are_those_of_the_built_one() -> None:
-    listed = {weight.name: weight.shape for weight in shape().weights()}
-    assert listed == {name: tuple(parameter.shape) for name, parameter in built().named_parameters()}
+@pytest.mark.parametrize("sound_layer", [None, 2])
+def test_its_weights_are_those_of_the_built_one(sound_layer: int | None) -> None:
+    listed = {weight.name: weight.shape for weight in shape(sound_layer=sound_layer).weights()}
+    assert listed == {name: tuple(parameter.shape) for name, parameter in built(sound_layer).named_parameters()}
 
 
 @pytest.mark.parametrize("num_frames", [1, 8, 9, 100, 1500])
@@ -73,11 +75,13 @@ def plan() -> ModelPlan:
     return ModelPlan("r", "tune", WhisperShape.from_config(config), None, shape(), LLMShape.from_config(llm, "x"))
 
 
-def test_its_operations_are_those_of_the_built_one() -> None:
+@pytest.mark.parametrize(("sound_layer", "width"), [(None, 32), (2, 64)])
+def test_its_operations_are_those_of_the_built_one(sound_layer: int | None, width: int) -> None:
     # 10 s: T = 500 frames, S = 125 steps, A = 63 slots.
-    (connector,) = (stage for stage in plan_stages(plan(), Workload(10, 20, 8)) if stage.name == "connector")
+    planned = replace(plan(), connector=shape(sound_layer=sound_layer))
+    (connector,) = (stage for stage in plan_stages(planned, Workload(10, 20, 8)) if stage.name == "connector")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        built()(torch.randn(1, 500, 32), torch.ones(1, 500, dtype=torch.bool))
+        built(sound_layer)(torch.randn(1, 500, width), torch.ones(1, 500, dtype=torch.bool))
     products = sum(2 * op.rows * op.inputs * op.outputs * op.times for op in connector.ops if isinstance(op, Linear))
     assert products == counter.get_total_flops()  # which counts no attention on a CPU
     assert [op for op in connector.ops if isinstance(op, Attention)] == [Attention(125, 125, 4, 4, 2)]
@@ -124,8 +128,9 @@ def test_pieces_are_counted_as_the_model_lists_them(tmp_path: Path, merges: int)
 
 def test_pieces_that_nobody_counted_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stapes.plan.configs.find_config", lambda name: None)
-    assert [count_ctc_pieces("HuggingFaceTB/SmolLM2-360M", merges) for merges in (1500, 12_000, 50_000)] == [
+    assert [count_ctc_pieces("HuggingFaceTB/SmolLM2-360M", merges) for merges in (1500, 5000, 12_000, 50_000)] == [
         1371,
+        4306,
         9667,
         33_182,
     ]

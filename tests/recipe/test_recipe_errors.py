@@ -210,6 +210,14 @@ QFORMER_KEYS = (
             "R: train.align: `objective: ctc` teaches a connector of kind ctc_compressor, not windowed_qformer",
         ),
         (
+            MODEL + "  connector: {kind: ctc_compressor}\n" + TRAIN + "    objective: sound\n",
+            "R: train.align: `objective: sound` wants `sound_layer` in `model.connector`",
+        ),
+        (
+            MODEL + "  sound_encoder: ./beats\n  connector: {kind: ctc_compressor, sound_layer: 2}\n" + TRAIN,
+            "R: model: sounds are heard by a `sound_encoder` or by a `sound_layer`, not by both",
+        ),
+        (
             MODEL + "  connector: {kind: ctc_compressor}\n" + TRAIN,
             "R: train.align: a ctc_compressor hears nothing before a stage with `objective: ctc`; put one first",
         ),
@@ -219,7 +227,7 @@ QFORMER_KEYS = (
         ),
         (
             LORA_STAGE + "    objective: ctc\n",
-            "R: train.align: the LLM has no part in `objective: ctc`; take lora out of `trainable`",
+            "R: train.align: `objective: ctc` has no use for lora; take that out of `trainable`",
         ),
         (
             MODEL + "  connector: {kind: ctc_compressor, step_s: 0.1}\n" + TRAIN,

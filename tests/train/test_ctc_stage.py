@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import soundfile
 import torch
 from pydantic import ValidationError
 
-from stapes.data.collator import IGNORE, Example, collate_ctc
+from stapes.data.collator import IGNORE, Example, collate_hearing
 from stapes.data.sample import load_manifest, transcript_of
-from stapes.errors import ManifestError
+from stapes.errors import ManifestError, StapesError
 from stapes.model import CTCVocabulary
 from stapes.recipe import Stage
 from stapes.train.stage import train_stage
@@ -89,36 +90,91 @@ def test_a_question_does_not_tell_what_is_said(manifest, tmp_path, tiny_model_an
         )
 
 
-def test_another_connector_cannot_learn_by_ctc(tiny_model_and_processor):
-    model, _ = tiny_model_and_processor("stacked_mlp")
-    with pytest.raises(ValueError, match="a stacked_mlp cannot learn by CTC; take a `ctc_compressor`"):
-        model.ctc_loss(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 80, 20))
+def test_another_connector_cannot_learn_by_ctc(manifest, tmp_path, tiny_model_and_processor):
+    model, processor = tiny_model_and_processor("stacked_mlp")
+    stage = stage_of(manifest)
+    with pytest.raises(StapesError, match="stage `hear`: `objective: ctc` teaches a ctc_compressor, not a stacked_mlp"):
+        train_stage(model, processor, stage, name="hear", seed=0, folder=tmp_path / "h", cache=tmp_path / "cache")
+    with pytest.raises(ValueError, match="a stacked_mlp cannot learn to hear; take a `ctc_compressor`"):
+        model.hearing_loss(torch.zeros(1, 2, dtype=torch.int64), "ctc", torch.zeros(1, 80, 20))
 
 
 def test_the_llm_has_no_part_in_it(manifest):
-    with pytest.raises(ValidationError, match="the LLM has no part in `objective: ctc`; take lora out of `trainable`"):
+    with pytest.raises(ValidationError, match="`objective: ctc` has no use for lora; take that out of `trainable`"):
         stage_of(manifest, trainable=["connector", "lora"], lora={"r": 4})
 
 
 def test_transcripts_are_spelt_in_pieces(tiny_tokenizer):
     vocabulary = CTCVocabulary(tiny_tokenizer, 0)
     frames = torch.zeros(4, 8)
-    batch = collate_ctc([Example("", "", encoder_frames=frames, transcript=text) for text in ("A b.", "")], vocabulary)
+    batch = collate_hearing(
+        [Example("", "", encoder_frames=frames, transcript=text) for text in ("A b.", "")], vocabulary, "ctc"
+    )
     rows = batch["labels"].tolist()
     assert [vocabulary.decode([number for number in row if number != IGNORE]) for row in rows] == ["a b", ""]
     assert [row[0] for row in rows] == [IGNORE, IGNORE]
     assert batch["encoder_frames"].shape == (2, 4, 8)
-    with pytest.raises(ValueError, match="has no transcript"):
-        collate_ctc([Example("", "yes", encoder_frames=frames)], vocabulary)
+    with pytest.raises(ValueError, match="has no transcript; `objective: ctc` cannot learn from it"):
+        collate_hearing([Example("", "yes", encoder_frames=frames)], vocabulary, "ctc")
 
 
 def test_the_loss_is_a_mean_over_the_pieces_of_all_batches(tiny_model_and_processor):
     model, _ = tiny_model_and_processor("ctc_compressor")
     labels = torch.tensor([[IGNORE, 3, 5, IGNORE], [IGNORE, 7, 2, 9]])
     frames, mask = torch.randn(2, 60, 32), torch.ones(2, 60, dtype=torch.bool)
-    whole = model.ctc_loss(labels, encoder_frames=frames, encoder_frames_mask=mask)
+    whole = model.hearing_loss(labels, "ctc", encoder_frames=frames, encoder_frames_mask=mask)
     parts = [
-        model.ctc_loss(labels[[i]], encoder_frames=frames[[i]], encoder_frames_mask=mask[[i]], num_items_in_batch=5)
+        model.hearing_loss(
+            labels[[i]], "ctc", encoder_frames=frames[[i]], encoder_frames_mask=mask[[i]], num_items_in_batch=5
+        )
         for i in range(2)
     ]
     torch.testing.assert_close(sum(parts), whole)
+
+
+def test_sounds_are_named_by_a_stage_of_their_own(manifest, tmp_path, tiny_model_and_processor):
+    model, processor = tiny_model_and_processor("ctc_compressor", sound_layer=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stage = stage_of(manifest, objective="sound", max_steps=120, learning_rate=3e-2)
+    train_stage(model, processor, stage, name="name", seed=0, folder=tmp_path / "name", cache=tmp_path / "cache")
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if name.startswith("connector.namer.")}
+    # The four clips of tones are to be "person speaking", the noise "hiss"; the tiny tokenizer's pieces are letters.
+    speech, noise = 4 * " person speaking", " hiss"
+    least = (_entropy(speech) + _entropy(noise)) / len(speech + noise)
+    if_all_were_alike = _entropy(speech + noise) / len(speech + noise)
+    lines = [json.loads(line) for line in (tmp_path / "name/losses.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert least <= losses[-1] < (least + if_all_were_alike) / 2
+
+
+def _entropy(letters: str) -> float:
+    return sum(-number * np.log(number / len(letters)) for number in Counter(letters).values())
+
+
+def test_a_connector_without_names_for_sounds_is_refused(manifest, tmp_path, tiny_model_and_processor):
+    model, processor = tiny_model_and_processor("ctc_compressor")
+    with pytest.raises(StapesError, match="stage `name`: the connector names no sounds"):
+        train_stage(
+            model,
+            processor,
+            stage_of(manifest, objective="sound"),
+            name="name",
+            seed=0,
+            folder=tmp_path / "n",
+            cache=tmp_path / "cache",
+        )
+    with pytest.raises(ValidationError, match="`objective: sound` has no use for speech_encoder"):
+        stage_of(manifest, objective="sound", trainable=["connector", "speech_encoder"])
+
+
+def test_captions_are_learnt_as_their_words(tiny_tokenizer):
+    vocabulary = CTCVocabulary(tiny_tokenizer, 0)
+    frames = torch.zeros(4, 8)
+    examples = [
+        Example("", "A dog barks.", encoder_frames=frames, transcript=""),
+        Example("", "Hello.", encoder_frames=frames, transcript="Hello."),
+    ]
+    rows = collate_hearing(examples, vocabulary, "sound")["labels"].tolist()
+    heard = [vocabulary.decode([number for number in row if number != IGNORE]) for row in rows]
+    assert heard == ["dog barks", "person speaking"]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..model import CTCVocabulary, StapesProcessor
-from .spoken import spoken_words
+from .spoken import caption_words, spoken_words
 
 IGNORE = -100
 """Positions with this label are not learnt: prompt, audio, padding."""
+
+OF_SPEECH = "a person is speaking"
+"""What a clip sounds like in which something is said."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,16 @@ class Example:
     transcript: str | None = None
 
 
-def collate(examples: Sequence[Example], processor: StapesProcessor) -> dict[str, Tensor]:
+def collate(
+    examples: Sequence[Example], processor: StapesProcessor, vocabulary: CTCVocabulary | None = None
+) -> dict[str, Tensor]:
     """Tokenise and right-pad a batch.
+
+    Args:
+        examples: of one batch.
+        processor: writes the prompts.
+        vocabulary: of a connector that hears pieces of words; transcripts are then spelt in those, not in the
+            tokenizer's own way, so that the LLM can repeat them.
 
     Returns:
         `input_ids`, `attention_mask`, `labels` (B, L), with labels on the target and its end symbol only, and either
@@ -47,7 +59,7 @@ def collate(examples: Sequence[Example], processor: StapesProcessor) -> dict[str
     Raises:
         ValueError: if an instruction or a target contains the audio token.
     """
-    rows = [_tokenize(example, processor) for example in examples]
+    rows = [_tokenize(example, processor, vocabulary) for example in examples]
     length = max(len(ids) for ids, _ in rows)
     pad_id = processor.tokenizer.pad_token_id
     batch = {
@@ -62,8 +74,16 @@ def collate(examples: Sequence[Example], processor: StapesProcessor) -> dict[str
     return batch | _pad_audio(examples)
 
 
-def collate_ctc(examples: Sequence[Example], vocabulary: CTCVocabulary) -> dict[str, Tensor]:
-    """Spell and right-pad a batch for CTC, which needs no prompt.
+def collate_hearing(
+    examples: Sequence[Example], vocabulary: CTCVocabulary, objective: Literal["ctc", "sound"]
+) -> dict[str, Tensor]:
+    """Spell and right-pad a batch for a connector that learns to hear, which needs no prompt.
+
+    Args:
+        examples: of one batch.
+        vocabulary: the pieces that the connector hears.
+        objective: `ctc` spells what is said, `sound` the words of the caption, or that someone speaks where a
+            transcript stands.
 
     Returns:
         `labels` (B, 1 + U): pieces of `vocabulary`, `IGNORE` in the first column and as padding; and the audio as
@@ -77,16 +97,20 @@ def collate_ctc(examples: Sequence[Example], vocabulary: CTCVocabulary) -> dict[
     for example in examples:
         if example.transcript is None:
             raise ValueError(
-                f"an example with the target {example.target!r:.60} has no transcript; CTC learns from no other"
+                f"an example with the target {example.target!r:.60} has no transcript; "
+                f"`objective: {objective}` cannot learn from it"
             )
-        rows.append(vocabulary.encode(spoken_words(example.transcript)))
+        words = spoken_words(example.transcript)
+        if objective == "sound":
+            words = caption_words(OF_SPEECH if words else example.target)
+        rows.append(vocabulary.encode(words))
     labels = torch.full((len(rows), 1 + max(len(row) for row in rows)), IGNORE)
     for number, row in enumerate(rows):
         labels[number, 1 : 1 + len(row)] = torch.tensor(row, dtype=torch.int64)
     return {"labels": labels} | _pad_audio(examples)
 
 
-def _tokenize(example: Example, processor: StapesProcessor) -> tuple[list[int], int]:
+def _tokenize(example: Example, processor: StapesProcessor, vocabulary: CTCVocabulary | None) -> tuple[list[int], int]:
     """Return the ids of prompt, target and end symbol, and how many of them are the prompt's."""
     if example.encoder_frames is not None:
         # Each encoder frame stands for two feature frames.
@@ -100,7 +124,10 @@ def _tokenize(example: Example, processor: StapesProcessor) -> tuple[list[int], 
         raise ValueError(f"the target {example.target!r} holds the audio token; take it out")
     tokenizer = processor.tokenizer
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    target_ids = tokenizer(example.target, add_special_tokens=False)["input_ids"]
+    if vocabulary is not None and example.target == example.transcript:
+        target_ids = vocabulary.spell(example.target)
+    else:
+        target_ids = tokenizer(example.target, add_special_tokens=False)["input_ids"]
     return [*prompt_ids, *target_ids, tokenizer.eos_token_id], len(prompt_ids)
 
 

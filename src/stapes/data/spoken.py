@@ -14,6 +14,7 @@ _TEENS = (
 )
 _BELOW_TWENTY = _TO_NINE + _TEENS
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_IN_ALL_CAPTIONS = {"a", "an", "the", "is", "are", "it", "and", "of", "with", "by"}
 _THOUSANDS = ((10**9, "billion"), (10**6, "million"), (10**3, "thousand"))
 
 
@@ -34,6 +35,11 @@ def spoken_words(text: str) -> str:
     text = re.sub(r"[^a-z' ]", " ", text)
     # An apostrophe belongs to a word only between letters; else it is a quotation mark.
     return " ".join(re.sub(r"(?<![a-z])'|'(?![a-z])", " ", text).split())
+
+
+def caption_words(text: str) -> str:
+    """Keep of a caption the words that tell sounds apart, as `spoken_words` writes them."""
+    return " ".join(word for word in spoken_words(text).split() if word not in _IN_ALL_CAPTIONS)
 
 
 def _number(digits: str) -> str:

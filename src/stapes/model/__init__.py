@@ -11,7 +11,7 @@ from transformers import (
 
 from .beats import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
 from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
-from .ctc_compressor import CTCCompressor
+from .ctc_compressor import CTCCompressor, Objective
 from .ctc_vocabulary import CTCVocabulary
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
 from .families import FAMILIES, Family, find_family, find_reserved_tokens
@@ -47,6 +47,7 @@ __all__ = [
     "EatEncoder",
     "EatFeatureExtractor",
     "Family",
+    "Objective",
     "SoundTower",
     "SoundTowerConfig",
     "SoundTowerFeatureExtractor",

@@ -54,6 +54,10 @@ class ConnectorConfig(PreTrainedConfig):
         num_hidden_layers, num_attention_heads, intermediate_size, dropout: of Q-Former and CTC compressor.
         ctc_stride: encoder frames per step of CTC.
         ctc_merges: how many of the LLM's BPE merges make the pieces of words that CTC hears.
+        ctc_sharpness: by how much CTC's logits are multiplied before they weight what the LLM reads: with 1 it reads
+            means of all that may have been said, with 6 nearly always what was heard best.
+        sound_layer: of a CTC compressor, the speech encoder's layer (from 1) that its sound slots see, to name what
+            sounds, see `SoundNamer`; None: they see the last layer and name nothing.
         num_ctc_tokens: how many pieces these are, see `CTCVocabulary`; `assembly.build` fills it in.
     """
 
@@ -70,6 +74,8 @@ class ConnectorConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     ctc_stride: int = 4
     ctc_merges: int = 12000
+    ctc_sharpness: float | int = 1.0
+    sound_layer: int | None = None
     num_ctc_tokens: int = 1
 
     def validate_shape(self) -> None:
@@ -85,12 +91,16 @@ class ConnectorConfig(PreTrainedConfig):
             raise ValueError(f"queries_per_window is {self.queries_per_window}; a {self.kind} makes 1 token per window")
         if self.kind == "stacked_mlp" and self.hidden_size % 2:
             raise ValueError(f"hidden_size is {self.hidden_size}; the gate of a stacked_mlp needs an even one")
+        if self.sound_layer is not None and (self.kind != "ctc_compressor" or self.sound_layer < 1):
+            raise ValueError(f"sound_layer is {self.sound_layer}; a ctc_compressor may have one, from 1 on")
         if self.kind == "ctc_compressor":
             if self.ctc_stride % 2 or not 0 < self.ctc_stride <= self.frames_per_window:
                 raise ValueError(
                     f"ctc_stride is {self.ctc_stride}; wanted an even number up to frames_per_window "
                     f"({self.frames_per_window})"
                 )
+            if self.ctc_sharpness <= 0:
+                raise ValueError(f"ctc_sharpness is {self.ctc_sharpness}; wanted a number above 0")
             if self.tail != "pad":
                 raise ValueError(f"tail is {self.tail!r}; a ctc_compressor keeps every frame: `pad`")
         if self.kind != "stacked_mlp" and self.hidden_size % self.num_attention_heads:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .configuration import ConnectorConfig
+from .sound_namer import SoundNamer
+
+Objective = Literal["answer", "ctc", "sound"]
+"""What a stage of training teaches: the LLM's answers, hearing what is said, or naming what sounds."""
 
 
 class CTCSteps(NamedTuple):
@@ -30,7 +34,9 @@ class CTCCompressor(nn.Module):
     A clip has A slots, one for each K encoder frames, as with the other connectors. Runs of steps on which CTC hears
     one and the same token become one slot each: the LLM's own embeddings of the tokens, weighted by their
     probabilities, plus a learnt rest. The slots that speech leaves free, at least one where A > 1, hold the encoder's
-    frames, averaged over equal parts of the clip: a clip without speech consists of them.
+    frames, averaged over equal parts of the clip: a clip without speech consists of them. With `sound_layer` they are
+    taken from that layer, and name what sounds (`SoundNamer`) in the words of captions, as those of speech hold what is
+    said: CTC teaches the encoder's last layers to hear nothing in a sound.
 
     Source: CTC is Graves et al. 2006, its use to shorten what the LLM reads follows CTC compression (Gaido et al.
     2021, arXiv 2102.01578) and posterior-weighted embeddings Wav2Prompt (Deng et al. 2024, arXiv 2406.00522). Where
@@ -45,6 +51,7 @@ class CTCCompressor(nn.Module):
         width = config.hidden_size
         self.frames_per_slot = config.frames_per_window
         self.stride = config.ctc_stride
+        self.sharpness = config.ctc_sharpness
         self.norm_in = nn.LayerNorm(encoder_hidden_size)
         self.conv = nn.Conv1d(encoder_hidden_size, width, 2 * self.stride, self.stride, padding=self.stride // 2)
         self.layers = nn.ModuleList(
@@ -59,15 +66,20 @@ class CTCCompressor(nn.Module):
         # The rows are the LLM's own, see `assembly.build`; they never learn.
         self.token_embeddings = nn.Embedding(config.num_ctc_tokens, llm_hidden_size)
         self.detail = nn.Linear(width, llm_hidden_size, bias=False)
-        self.sound_in = nn.Linear(encoder_hidden_size, width)
         self.sound_out = nn.Linear(width, llm_hidden_size)
-        self.norm_sound = nn.RMSNorm(llm_hidden_size, eps=1e-6)
+        self.namer: SoundNamer | None = None
+        if config.sound_layer is None:
+            self.sound_in = nn.Linear(encoder_hidden_size, width)
+            self.norm_sound = nn.RMSNorm(llm_hidden_size, eps=1e-6)
+        else:
+            self.namer = SoundNamer(encoder_hidden_size, width, llm_hidden_size, config.dropout)
 
     def forward(self, frames: Tensor, frames_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Fill each clip's slots with what is said in it, then with how it sounds.
 
         Args:
-            frames: (B, T, D) encoder output at 50 Hz.
+            frames: (B, T, D) encoder output at 50 Hz; (B, T, 2 D) with the output of the sound layer behind it if there
+                is one.
             frames_mask: (B, T), True on real frames, which come first.
 
         Returns:
@@ -80,21 +92,32 @@ class CTCCompressor(nn.Module):
         num_slots = -(-frames_mask.sum(dim=1) // self.frames_per_slot)
         slots = torch.arange(int(num_slots.max()), device=frames.device)
         to_speech, num_speech = speech_slots(steps.logits, steps.mask, num_slots)
-        probabilities = steps.logits[..., 1:].softmax(dim=-1)
+        probabilities = (self.sharpness * steps.logits[..., 1:]).softmax(dim=-1)
         speech = to_speech @ (probabilities @ self.token_embeddings.weight + self.detail(steps.hidden))
 
         to_sound = sound_slots(frames_mask, num_slots, num_speech, slots.shape[0]).to(frames.dtype)
-        sound = self.sound_out(nn.functional.silu(self.sound_in(to_sound @ self.norm_in(frames))))
         is_speech = slots[None] < num_speech[:, None]
-        return torch.where(is_speech[:, :, None], speech, self.norm_sound(sound)), slots[None] < num_slots[:, None]
+        sound = self._sound(frames, frames_mask, to_sound)
+        return torch.where(is_speech[:, :, None], speech, sound), slots[None] < num_slots[:, None]
+
+    def _sound(self, frames: Tensor, frames_mask: Tensor, to_sound: Tensor) -> Tensor:
+        """Fill all slots with sound: (B, A, D_llm)."""
+        if self.namer is None:
+            return self.norm_sound(self.sound_out(nn.functional.silu(self.sound_in(to_sound @ self.norm_in(frames)))))
+        hidden, logits = self._name(frames, frames_mask, to_sound)
+        return logits.softmax(dim=-1) @ self.token_embeddings.weight + self.sound_out(hidden)
+
+    def _name(self, frames: Tensor, frames_mask: Tensor, to_sound: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.namer is not None
+        return self.namer(frames.chunk(2, dim=-1)[1], frames_mask, to_sound, self.token_embeddings.weight)
 
     def read(self, frames: Tensor, frames_mask: Tensor) -> CTCSteps:
         """Run the part that CTC teaches, see `CTCSteps`; arguments as in `forward`."""
-        if frames.shape[-1] != self.norm_in.normalized_shape[0]:
-            raise ValueError(
-                f"encoder frames are {frames.shape[-1]} wide, the connector was built for "
-                f"{self.norm_in.normalized_shape[0]}"
-            )
+        width = self.norm_in.normalized_shape[0]
+        wanted = width if self.namer is None else 2 * width
+        if frames.shape[-1] != wanted:
+            raise ValueError(f"encoder frames are {frames.shape[-1]} wide, the connector was built for {wanted}")
+        frames = frames[..., :width]
         num_steps = -(-frames_mask.sum(dim=1) // self.stride)
         # Zeros past a clip's end, in a batch as alone, where the convolution pads.
         hidden = self.norm_in(frames) * frames_mask[:, :, None]
@@ -111,12 +134,24 @@ class CTCCompressor(nn.Module):
         hidden = self.norm_llm(self.to_llm(hidden))
         return torch.cat([self.blank(hidden), hidden @ self.token_embeddings.weight.T], dim=-1)
 
-    def let_learn(self, *, hearing: bool) -> None:
-        """Let gradients reach what CTC teaches, or else the parts that only matter to the LLM."""
-        self.requires_grad_(hearing)
+    def let_learn(self, objective: Objective) -> None:
+        """Let gradients reach what `ctc` teaches, what `sound` does, or else the parts that only matter to the LLM.
+
+        Raises:
+            ValueError: for `sound` if the connector names no sounds.
+        """
+        names = [] if self.namer is None else [self.namer]
+        if objective == "sound" and not names:
+            raise ValueError("the connector names no sounds; `objective: sound` teaches one with `sound_layer`")
+        for_llm: list[nn.Module] = [self.detail, self.sound_out]
+        if not names:
+            for_llm += [self.sound_in, self.norm_sound]
+        self.requires_grad_(objective == "ctc")
         self.token_embeddings.requires_grad_(False)
-        for module in (self.detail, self.sound_in, self.sound_out, self.norm_sound):
-            module.requires_grad_(not hearing)
+        for module in names:
+            module.requires_grad_(objective == "sound")
+        for module in for_llm:
+            module.requires_grad_(objective == "answer")
 
     def ctc_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
         """Compute the CTC loss per token.
@@ -129,6 +164,26 @@ class CTCCompressor(nn.Module):
         steps = self.read(frames, frames_mask)
         num_steps, lengths, labels = steps.mask.sum(dim=1), (labels > 0).sum(dim=1), labels.clamp(min=0)
         return _ctc(steps.logits, labels, num_steps, lengths)
+
+    def sound_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
+        """Compute the cross-entropy of a caption's words, mean over words and over the slots that hold sound.
+
+        Args:
+            frames, frames_mask: as in `forward`.
+            labels: (B, U) numbers from 1 of the words' pieces, as for `ctc_loss`; their order does not matter.
+        """
+        with torch.no_grad():
+            steps = self.read(frames, frames_mask)
+        num_slots = -(-frames_mask.sum(dim=1) // self.frames_per_slot)
+        _, num_speech = speech_slots(steps.logits, steps.mask, num_slots)
+        to_sound = sound_slots(frames_mask, num_slots, num_speech, int(num_slots.max())).to(frames.dtype)
+        _, logits = self._name(frames, frames_mask, to_sound)
+        is_sound = to_sound.sum(dim=-1) > 0
+        losses = -logits.float().log_softmax(dim=-1) * is_sound[:, :, None]
+        losses = losses.sum(dim=1) / is_sound.sum(dim=1).clamp(min=1)[:, None]
+        is_word = labels > 0
+        chosen = losses.gather(1, (labels - 1).clamp(min=0)) * is_word
+        return chosen.sum() / is_word.sum().clamp(min=1)
 
 
 class _Layer(nn.Module):

@@ -61,6 +61,14 @@ class CTCVocabulary:
             raise ValueError(f"{words!r} holds {self._tokenizer.decode(unknown)!r}, which is no piece of a spoken word")
         return [self._number[token_id] for token_id in ids]
 
+    def spell(self, text: str) -> list[int]:
+        """Spell any text in tokens of the LLM that no merge beyond the first `num_merges` makes.
+
+        Words in lower case become the pieces that CTC hears, so that an LLM that writes down what was heard has only to
+        repeat its tokens; capitals and signs are kept.
+        """
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
     def decode(self, numbers: Sequence[int]) -> str:
         """Join pieces to words."""
         return self._tokenizer.decode([self.token_ids[number - 1] for number in numbers]).strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -57,6 +57,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Build the model; parts that are given are used as they are, the others get random weights."""
         super().__init__(config)
         self.speech_encoder = speech_encoder or SpeechEncoder(config.speech_config)
+        self.speech_encoder.tap_layer = config.connector_config.sound_layer
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.sound_encoder: PreTrainedModel | None = None
         if config.sound_config is not None:
@@ -196,18 +197,20 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens, tokens_mask = self.connector(frames.to(self._connector_dtype()), frames_mask)
         return tokens[tokens_mask]
 
-    def ctc_loss(
+    def hearing_loss(
         self,
         labels: Tensor,
+        objective: Literal["ctc", "sound"],
         encoder_frames: Tensor | None = None,
         encoder_frames_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **features: Any,
     ) -> Tensor:
-        """Compute how far the connector is from hearing what is said; the LLM takes no part.
+        """Compute how far the connector is from hearing what is said, or what sounds; the LLM takes no part.
 
         Args:
-            labels: (B, 1 + U) as `collate_ctc` makes them; the first column means nothing.
+            labels: (B, 1 + U) as `collate_hearing` makes them; the first column means nothing.
+            objective: `ctc` for what is said, `sound` for what sounds.
             encoder_frames, encoder_frames_mask: see `forward`.
             num_items_in_batch: divides the summed loss; the number of labels if not given.
             features: in place of frames, see `encode`.
@@ -216,11 +219,12 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: if the connector is not a `ctc_compressor`.
         """
         if not isinstance(self.connector, CTCCompressor):
-            raise ValueError(f"a {self.config.connector_config.kind} cannot learn by CTC; take a `ctc_compressor`")
+            raise ValueError(f"a {self.config.connector_config.kind} cannot learn to hear; take a `ctc_compressor`")
         if encoder_frames is None or encoder_frames_mask is None:
             encoder_frames, encoder_frames_mask = self.encode(**features)
         pieces = labels[:, 1:]
-        loss = self.connector.ctc_loss(encoder_frames.to(self._connector_dtype()), encoder_frames_mask, pieces)
+        loss_of = self.connector.ctc_loss if objective == "ctc" else self.connector.sound_loss
+        loss = loss_of(encoder_frames.to(self._connector_dtype()), encoder_frames_mask, pieces)
         if num_items_in_batch is None:
             return loss
         return loss * (pieces > 0).sum() / num_items_in_batch

@@ -19,6 +19,9 @@ class SpeechEncoder(WhisperEncoder):
     is in the batch, and a longer clip is encoded in blocks of 30 s that do not attend to each other.
     """
 
+    tap_layer: int | None = None
+    """A layer (from 1) whose output is given beside the last one's: frames are then 2 D wide."""
+
     # A whole Whisper checkpoint can be loaded into its encoder: an audio LM never runs the decoder.
     _keys_to_ignore_on_load_unexpected = [r"^model\.decoder\.", r"^decoder\.", r"^proj_out\."]  # noqa: RUF012
 
@@ -30,7 +33,8 @@ class SpeechEncoder(WhisperEncoder):
             input_features_mask: (B, F), 1 on real frames; None when nothing is padded.
 
         Returns:
-            frames (B, T, D) at 50 Hz with T = ceil(F / 2), zero where padded, and their mask (B, T), bool.
+            frames (B, T, D) at 50 Hz with T = ceil(F / 2), zero where padded, and their mask (B, T), bool; with a
+            `tap_layer`, (B, T, 2 D).
 
         Raises:
             ValueError: if M is not the number of mel bins of this encoder.
@@ -49,7 +53,8 @@ class SpeechEncoder(WhisperEncoder):
         num_frames = num_encoder_frames(num_features)
         frames_mask = torch.arange(num_frames, device=lengths.device)[None] < frame_lengths[:, None]
 
-        frames = input_features.new_zeros((batch_size, num_frames, self.config.d_model), dtype=self.conv1.weight.dtype)
+        width = self.config.d_model if self.tap_layer is None else 2 * self.config.d_model
+        frames = input_features.new_zeros((batch_size, num_frames, width), dtype=self.conv1.weight.dtype)
         for start in range(0, int(lengths.max()), BLOCK_FEATURE_FRAMES):
             # Clips that end before this block take no part in it: a long neighbour costs a short clip nothing.
             rows = (lengths > start).nonzero().squeeze(1)
@@ -61,7 +66,7 @@ class SpeechEncoder(WhisperEncoder):
         return frames, frames_mask
 
     def _encode_block(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Encode at most 30 s: (b, M, F) → (b, T, D), zero beyond `lengths` (b,)."""
+        """Encode at most 30 s: (b, M, F) → (b, T, D or 2 D), zero beyond `lengths` (b,)."""
         features = features.to(self.conv1.weight.dtype)
         real_features = torch.arange(features.shape[2], device=lengths.device)[None] < lengths[:, None]
         # A clip alone sees zeros past its end in both convolutions; conv1's bias must not leak out of padding.
@@ -74,11 +79,16 @@ class SpeechEncoder(WhisperEncoder):
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden, attention_mask=None if bool(real_frames.all()) else real_frames
         )
-        for layer in self.layers:
-            if self.training and self.layerdrop > 0 and float(torch.rand([])) < self.layerdrop:
-                continue
-            hidden = layer(hidden, attention_mask)
-        return self.layer_norm(hidden) * real_frames[:, :, None]
+        tapped = None
+        for number, layer in enumerate(self.layers, start=1):
+            if not (self.training and self.layerdrop > 0 and float(torch.rand([])) < self.layerdrop):
+                hidden = layer(hidden, attention_mask)
+            if number == self.tap_layer:
+                tapped = hidden
+        frames = self.layer_norm(hidden)
+        if tapped is not None:
+            frames = torch.cat([frames, tapped], dim=-1)
+        return frames * real_frames[:, :, None]
 
 
 def is_last_speech_layer(tensor_name: str, num_layers: int, num_last: int) -> bool:

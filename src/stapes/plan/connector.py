@@ -112,6 +112,7 @@ class CTCCompressorShape:
         stride: frames to one step of CTC.
         num_pieces: C, pieces of words that CTC hears.
         width, num_layers, num_heads, ffn_width: of the Transformer.
+        names_sounds: whether the slots of sound name what they hear.
     """
 
     input_width: int
@@ -123,6 +124,7 @@ class CTCCompressorShape:
     num_layers: int
     num_heads: int
     ffn_width: int
+    names_sounds: bool = False
 
     def weights(self) -> list[Weight]:
         """List the tensors."""
@@ -145,9 +147,21 @@ class CTCCompressorShape:
             *linear("blank", D_llm, 1),
             Weight("token_embeddings.weight", (self.num_pieces, D_llm), learns=False),
             *linear("detail", D, D_llm, bias=False),
-            *linear("sound_in", self.input_width, D),
             *linear("sound_out", D, D_llm),
-            Weight("norm_sound.weight", (D_llm,)),
+            *self._sound_weights(),
+        ]
+
+    def _sound_weights(self) -> list[Weight]:
+        if not self.names_sounds:
+            return [
+                *linear("sound_in", self.input_width, self.width),
+                Weight("norm_sound.weight", (self.output_width,)),
+            ]
+        return [
+            *layer_norm("namer.norm_in", self.input_width),
+            *linear("namer.pool", 3 * self.input_width, self.width),
+            *linear("namer.to_llm", self.width, self.output_width),
+            *layer_norm("namer.norm_llm", self.output_width),
         ]
 
     def num_steps(self, num_frames: int) -> int:
@@ -203,4 +217,5 @@ def read_connector(
                 num_layers=section.num_layers,
                 num_heads=section.num_heads,
                 ffn_width=section.intermediate_size,
+                names_sounds=section.sound_layer is not None,
             )

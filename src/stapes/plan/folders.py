@@ -97,5 +97,7 @@ def _connector_section(config: dict[str, Any]) -> dict[str, Any]:
                 "slot_s": config["frames_per_window"] / _FRAMES_PER_S,
                 "step_s": config["ctc_stride"] / _FRAMES_PER_S,
                 "merges": config["ctc_merges"],
+                "sharpness": config.get("ctc_sharpness", 1.0),
+                "sound_layer": config.get("sound_layer"),
             }
     return {"kind": config["kind"], **own, **{key: config[name] for key, name in _SHARED.items()}}

@@ -186,10 +186,20 @@ def _ctc_compressor(connector: CTCCompressorShape, T: int) -> Iterable[Op]:
     yield Linear(S, D, D_llm)
     yield Linear(A, S, D_llm)  # steps to slots
     yield Linear(A, T, E)  # frames to slots
-    yield Linear(A, E, D)
+    if not connector.names_sounds:
+        yield Linear(A, E, D)
+        yield Pointwise("gated", A * D)
+        yield Linear(A, D, D_llm)
+        yield Pointwise("rms_norm", A * D_llm)
+        return
+    yield Pointwise("norm", T * E, 3)  # of the sound layer; mean and deviation over the clip
+    yield Linear(A, 3 * E, D)
     yield Pointwise("gated", A * D)
-    yield Linear(A, D, D_llm)
-    yield Pointwise("rms_norm", A * D_llm)
+    yield Linear(A, D, D_llm, 2)
+    yield Pointwise("norm", A * D_llm)
+    yield Linear(A, D_llm, C)
+    yield Pointwise("norm", A * C)
+    yield Linear(A, C, D_llm)
 
 
 def _llm(plan: ModelPlan, rows: int, context: int) -> Iterable[Op]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -59,6 +59,8 @@ class CTCCompressor(Section):
     slot_s: float = Field(0.16, ge=0.04, le=2)  # one audio token for each, whatever it will hold
     step_s: float = Field(0.08, ge=0.04, le=0.32)  # CTC's; at most one piece a step
     merges: int = Field(12000, ge=1)  # of the LLM's BPE; few: short pieces, many of them, each of them often heard
+    sharpness: float = Field(1.0, gt=0)  # of what the LLM reads; 6: nearly always the piece that was heard best
+    sound_layer: int | None = Field(None, ge=1)  # speech encoder's, to name sounds from, see `objective: sound`
     hidden_size: int = Field(512, ge=1)
     num_layers: int = Field(2, ge=1)
     num_heads: int = Field(8, ge=1)
@@ -168,11 +170,12 @@ class Stage(Section):
     """One stage of training. Keys that TrainingArguments has carry its names.
 
     `objective: answer` is the LLM's own loss on what it is to answer. `ctc` teaches a `ctc_compressor` to hear what is
-    said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said. In
-    stages for `answer` that hearing stays as it is, and the connector's other weights learn.
+    said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said. `sound`
+    teaches one that has a `sound_layer` the words of captions; in samples for `asr` it is to hear that someone speaks.
+    In stages for `answer` that hearing stays as it is, and the connector's other weights learn.
     """
 
-    objective: Literal["answer", "ctc"] = "answer"
+    objective: Literal["answer", "ctc", "sound"] = "answer"
     data: dict[Path, float] = Field(min_length=1)  # manifest: share of the samples drawn
     valid: tuple[Path, ...] = ()  # manifests whose loss is measured each `save_steps`
     trainable: tuple[Part, ...] = Field(("connector",), min_length=1)
@@ -194,8 +197,11 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
-        if self.objective == "ctc" and (idle := sorted({"lora", "language_model"} & set(self.trainable))):
-            raise ValueError(f"the LLM has no part in `objective: ctc`; take {' and '.join(idle)} out of `trainable`")
+        useless = {"answer": set(), "ctc": {"lora", "language_model"}, "sound": {*get_args(Part)} - {"connector"}}
+        if idle := sorted(useless[self.objective] & set(self.trainable)):
+            raise ValueError(
+                f"`objective: {self.objective}` has no use for {' and '.join(idle)}; take that out of `trainable`"
+            )
         if self.augment and self.augment.frames and not self.feature_cache:
             raise ValueError("`augment.frames` acts on stored encoder output; drop it or `feature_cache: false`")
         if self.quantization is not None and "language_model" in self.trainable:
@@ -306,6 +312,9 @@ class Recipe(Section):
 
     def _check_order(self, model: Model) -> None:
         """Refuse a stage or a step that needs another one before it; a trained model may bring what is needed."""
+        sound_layer = getattr(model.connector, "sound_layer", None)
+        if sound_layer is not None and model.sound_encoder is not None:
+            raise ValueError("model: sounds are heard by a `sound_encoder` or by a `sound_layer`, not by both")
         if not self.train:
             raise ValueError("train is missing; a model that is built here has to learn in at least one stage")
         hears, has_lora, kind = model.connector.kind != "ctc_compressor", False, model.connector.kind
@@ -313,10 +322,13 @@ class Recipe(Section):
             has_lora |= stage.lora is not None
             if "sound_encoder" in stage.trainable and model.sound_encoder is None:
                 raise ValueError(f"train.{name}: `trainable` lists sound_encoder, but `model.sound_encoder` is not set")
-            if stage.objective == "ctc" and kind != "ctc_compressor":
+            if stage.objective != "answer" and kind != "ctc_compressor":
                 raise ValueError(
-                    f"train.{name}: `objective: ctc` teaches a connector of kind ctc_compressor, not {kind}"
+                    f"train.{name}: `objective: {stage.objective}` teaches a connector of kind ctc_compressor, "
+                    f"not {kind}"
                 )
+            if stage.objective == "sound" and sound_layer is None:
+                raise ValueError(f"train.{name}: `objective: sound` wants `sound_layer` in `model.connector`")
             hears |= stage.objective == "ctc"
             if not hears:
                 raise ValueError(

@@ -156,6 +156,8 @@ def _build_arguments(model: Model) -> dict[str, Any]:
                 frames_per_window=section.frames_per_slot,
                 ctc_stride=section.stride,
                 ctc_merges=section.merges,
+                ctc_sharpness=section.sharpness,
+                sound_layer=section.sound_layer,
                 hidden_size=section.hidden_size,
                 num_hidden_layers=section.num_layers,
                 num_attention_heads=section.num_heads,

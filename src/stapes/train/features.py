@@ -96,6 +96,8 @@ def encoder_identity(model: StapesForConditionalGeneration, feature_extractor: A
     digest = hashlib.sha256(feature_extractor.to_json_string().encode())
     config = model.speech_encoder.config
     # What the weights do not show.
+    if (tap_layer := model.speech_encoder.tap_layer) is not None:
+        digest.update(f"tap {tap_layer}".encode())
     digest.update(f"{config.encoder_attention_heads} {config.activation_function} {config.scale_embedding}".encode())
     weights = {**model.speech_encoder.state_dict()}
     if model.sound_encoder is not None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, assert_never, cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -18,12 +18,12 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from ..assembly import TRAINED_FILE, part_of, save_model
-from ..data.collator import Example, collate, collate_ctc
+from ..data.collator import Example, collate, collate_hearing
 from ..data.mixture import MixtureBatchSampler
 from ..data.sample import Sample, load_manifest, sample_duration_s, transcript_of
 from ..errors import ManifestError, StapesError
 from ..files import read_json, write_json
-from ..model import CTCCompressor, CTCVocabulary, StapesForConditionalGeneration, StapesProcessor
+from ..model import CTCCompressor, CTCVocabulary, Objective, StapesForConditionalGeneration, StapesProcessor
 from ..model.nf4 import compute_in
 from ..recipe import DynamicClip, Stage
 from .adapters import give_4bit_weights, give_adapters
@@ -129,26 +129,25 @@ def train_stage(
 
 
 def _collator(
-    model: StapesForConditionalGeneration, processor: StapesProcessor, objective: Literal["answer", "ctc"]
+    model: StapesForConditionalGeneration, processor: StapesProcessor, objective: Objective
 ) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
-    match objective:
-        case "answer":
-            return partial(collate, processor=processor)
-        case "ctc":
-            vocabulary = CTCVocabulary(processor.tokenizer, model.config.connector_config.ctc_merges)
-            return partial(collate_ctc, vocabulary=vocabulary)
-        case _:
-            assert_never(objective)
+    vocabulary = None
+    if isinstance(model.connector, CTCCompressor):
+        vocabulary = CTCVocabulary(processor.tokenizer, model.config.connector_config.ctc_merges)
+    if objective == "answer":
+        return partial(collate, processor=processor, vocabulary=vocabulary)
+    assert vocabulary is not None, "`_prepare_parts` refuses other connectors"
+    return partial(collate_hearing, vocabulary=vocabulary, objective=objective)
 
 
 def _refuse_unheard(stage: Stage, name: str, corpora: Sequence[Sequence[Sample]]) -> None:
-    """Raise if CTC is to learn from a sample of which it is not known what is said in it."""
+    """Raise if the connector is to learn to hear from a sample of which it is not known what is said in it."""
     for path, samples in zip((*stage.data, *stage.valid), corpora, strict=True):
         for sample in samples:
             if transcript_of(sample) is None:
                 raise ManifestError(
                     f"{path}: sample `{sample.id}` is for {sample.task} and does not tell what is said; stage `{name}` "
-                    "with `objective: ctc` learns from samples for asr and audiocaption"
+                    f"with `objective: {stage.objective}` learns from samples for asr and audiocaption"
                 )
 
 
@@ -191,9 +190,15 @@ def _prepare_parts(
         model.set_trainable(set(stage.trainable), stage.speech_encoder_layers)
     except ValueError as error:
         raise StapesError(f"stage `{name}`: {error}") from error
+    if stage.objective != "answer" and not isinstance(model.connector, CTCCompressor):
+        kind = model.config.connector_config.kind
+        raise StapesError(f"stage `{name}`: `objective: {stage.objective}` teaches a ctc_compressor, not a {kind}")
     if isinstance(model.connector, CTCCompressor) and "connector" in stage.trainable:
         # The LLM's loss reaches what CTC hears through posteriors alone, which pulls pieces away from what was said.
-        model.connector.let_learn(hearing=stage.objective == "ctc")
+        try:
+            model.connector.let_learn(stage.objective)
+        except ValueError as error:
+            raise StapesError(f"stage `{name}`: {error}") from error
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise StapesError(f"stage `{name}`: nothing learns, the model has no {' or '.join(stage.trainable)}")
     _note_trained(model, stage)
@@ -230,7 +235,7 @@ def _load_data(
     """Make the order of training samples, the training examples and the validation examples."""
     corpora = [load_manifest(path) for path in stage.data]
     valid = [load_manifest(path) for path in stage.valid]
-    if stage.objective == "ctc":
+    if stage.objective != "answer":
         _refuse_unheard(stage, name, [*corpora, *valid])
     sampler = MixtureBatchSampler(
         [[sample_duration_s(sample) for sample in corpus] for corpus in corpora],

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys  # the return type of load_state_dict; there is no public name
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..model import StapesForConditionalGeneration
+from ..model import Objective, StapesForConditionalGeneration
 
 
 class Trainee(nn.Module):
@@ -20,18 +20,19 @@ class Trainee(nn.Module):
 
     accepts_loss_kwargs = True
 
-    def __init__(self, model: StapesForConditionalGeneration, objective: Literal["answer", "ctc"] = "answer") -> None:
+    def __init__(self, model: StapesForConditionalGeneration, objective: Objective = "answer") -> None:
         super().__init__()
         self.model = model
-        self.objective = objective
+        self.objective: Objective = objective
 
     def forward(self, **batch: Any) -> CausalLMOutputWithPast:
         """Run the model; while training nothing is generated, so that keys and values need not be kept.
 
-        For `ctc` the output is the loss alone.
+        For `ctc` and `sound` the output is the loss alone.
         """
-        if self.objective == "ctc":
-            return CausalLMOutputWithPast(loss=cast(Any, self.model.ctc_loss(**batch)))
+        if self.objective != "answer":
+            loss = self.model.hearing_loss(objective=self.objective, **batch)
+            return CausalLMOutputWithPast(loss=cast(Any, loss))
         return self.model(use_cache=False, **batch)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]  # one form suffices

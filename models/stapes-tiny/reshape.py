@@ -1,0 +1,66 @@
+"""Change how a model's CTC compressor hears, and keep all that it learnt and that still fits.
+
+    python models/stapes-tiny/reshape.py MODEL OUT [--merges N] [--sharpness X] [--sound-layer N] [--detail X]
+
+`--merges`: how many merges of the LLM's BPE make the pieces that CTC hears from now on; few, and words are spelt in
+short pieces, each of which is often heard; many, and they are heard whole, the rare ones never. `--sharpness` and
+`--sound-layer`: see `ConnectorConfig`; a new sound layer has all to learn. `--detail`: a factor for the learnt rest
+that the LLM reads beside the embeddings of what was heard. OUT is a folder for `start_from`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from stapes.assembly import load_model, save_model
+from stapes.model import ConnectorConfig, CTCCompressor, CTCVocabulary
+
+
+@torch.no_grad()
+def main() -> None:
+    """Write the model anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--merges", type=int)
+    parser.add_argument("--sharpness", type=float)
+    parser.add_argument("--sound-layer", type=int)
+    parser.add_argument("--detail", type=float, default=1.0)
+    asked = parser.parse_args()
+    model, processor = load_model(asked.model)
+    before, old = model.config.connector_config, model.connector
+    if not isinstance(old, CTCCompressor):
+        raise SystemExit(f"{asked.model}: its connector hears nothing by CTC")
+    merges = asked.merges or before.ctc_merges
+    vocabulary = CTCVocabulary(processor.tokenizer, merges)
+    shape = ConnectorConfig(
+        **{
+            **before.to_dict(),
+            "ctc_merges": merges,
+            "num_ctc_tokens": len(vocabulary),
+            "ctc_sharpness": asked.sharpness or before.ctc_sharpness,
+            "sound_layer": asked.sound_layer or before.sound_layer,
+        }
+    )
+    torch.manual_seed(0)
+    new = CTCCompressor(shape, model.config.speech_config.d_model, model.config.text_config.hidden_size)
+    learnt = {name: tensor for name, tensor in old.state_dict().items() if name != "token_embeddings.weight"}
+    if new.namer is not None and old.namer is None:
+        learnt = {name: tensor for name, tensor in learnt.items() if not name.startswith(("sound_", "norm_sound"))}
+        for parameter in new.sound_out.parameters():
+            parameter.zero_()
+    fresh, unexpected = new.load_state_dict(learnt, strict=False)
+    assert not unexpected, unexpected
+    new.detail.weight.mul_(asked.detail)
+    new.token_embeddings.weight.copy_(model.get_input_embeddings().weight[torch.tensor(vocabulary.token_ids)])
+    model.connector, model.config.connector_config = new, shape
+    model.speech_encoder.tap_layer = shape.sound_layer
+    save_model(model, processor, asked.out, trained_only=True)
+    print(f"{before.num_ctc_tokens} → {len(vocabulary)} pieces; not learnt yet: {', '.join(fresh)}")
+
+
+if __name__ == "__main__":
+    main()
