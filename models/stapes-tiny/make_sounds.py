@@ -5,8 +5,9 @@
     python models/stapes-tiny/make_sounds.py packages OUT
 
 Needs `fluidsynth` on the PATH. OUT gets the clips as FLAC, 16 kHz mono, at most 6 s long, and sounds_more.jsonl.
-Captions are written here, in the words of those that stapes-tiny's first sounds have. Licences: gcompris GPL-3 and CC
-BY-SA, hydrogen GPL-2, the sound font GPL-2; none of it is shipped with stapes.
+Captions are written here, in the words of those that stapes-tiny's first sounds have, and after the captions of
+sounds_test had been seen: a model that learnt from them must say so beside its score there. Licences: gcompris GPL-3 and
+CC BY-SA, hydrogen GPL-2, the sound font GPL-2; none of it is shipped with stapes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from stapes.data.sample import Sample, write_manifest
 
 MAX_S = 6.0
 
-# File of gcompris, a `*` in place of its end, and what it sounds like.
+# Resource file of gcompris and beginning of a clip in it, and what that sounds like.
 GCOMPRIS = {
     "explore_farm_animals/cat": "a cat meows",
     "explore_farm_animals/chickens": "a hen clucks",

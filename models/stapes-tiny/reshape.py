@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from stapes.assembly import load_model, save_model
+from stapes.assembly import begin_connector, load_model, save_model
 from stapes.model import ConnectorConfig, CTCCompressor, CTCVocabulary
 
 
@@ -50,13 +50,11 @@ def main() -> None:
     learnt = {name: tensor for name, tensor in old.state_dict().items() if name != "token_embeddings.weight"}
     if new.namer is not None and old.namer is None:
         learnt = {name: tensor for name, tensor in learnt.items() if not name.startswith(("sound_", "norm_sound"))}
-        for parameter in new.sound_out.parameters():
-            parameter.zero_()
+    model.connector, model.config.connector_config = new, shape
+    begin_connector(model, vocabulary)
     fresh, unexpected = new.load_state_dict(learnt, strict=False)
     assert not unexpected, unexpected
     new.detail.weight.mul_(asked.detail)
-    new.token_embeddings.weight.copy_(model.get_input_embeddings().weight[torch.tensor(vocabulary.token_ids)])
-    model.connector, model.config.connector_config = new, shape
     model.speech_encoder.tap_layer = shape.sound_layer
     save_model(model, processor, asked.out, trained_only=True)
     print(f"{before.num_ctc_tokens} → {len(vocabulary)} pieces; not learnt yet: {', '.join(fresh)}")

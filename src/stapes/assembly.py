@@ -104,7 +104,7 @@ def build(
     )
     torch.manual_seed(seed)
     model = StapesForConditionalGeneration(config, speech, language_model, sound)
-    _begin_connector(model, vocabulary)
+    begin_connector(model, vocabulary)
     nf4.settle(model, torch.float32)
     model.generation_config = _generation_config(language_model, tokenizer, family, config.audio_token_id)
     return model.eval(), processor
@@ -236,8 +236,13 @@ def _ctc_vocabulary(llm: str, tokenizer: Any, connector: ConnectorConfig) -> CTC
 
 
 @torch.no_grad()
-def _begin_connector(model: StapesForConditionalGeneration, vocabulary: CTCVocabulary | None) -> None:
-    """Let audio tokens enter the LLM at the size of its own embeddings."""
+def begin_connector(model: StapesForConditionalGeneration, vocabulary: CTCVocabulary | None) -> None:
+    """Let audio tokens of a fresh connector enter the LLM at the size of its own embeddings.
+
+    Args:
+        model: its connector is changed in place.
+        vocabulary: what a `ctc_compressor` hears; None for the others.
+    """
     size = _embedding_size(model)
     match model.connector:
         case StackedMLP() as connector:

@@ -89,16 +89,23 @@ class CTCCompressor(nn.Module):
             ValueError: if D is not the encoder's width.
         """
         steps = self.read(frames, frames_mask)
-        num_slots = -(-frames_mask.sum(dim=1) // self.frames_per_slot)
-        slots = torch.arange(int(num_slots.max()), device=frames.device)
-        to_speech, num_speech = speech_slots(steps.logits, steps.mask, num_slots)
+        num_slots, num_speech, to_speech, to_sound = self._deal(frames_mask, steps)
+        slots = torch.arange(to_sound.shape[1], device=frames.device)
         probabilities = (self.sharpness * steps.logits[..., 1:]).softmax(dim=-1)
         speech = to_speech @ (probabilities @ self.token_embeddings.weight + self.detail(steps.hidden))
 
-        to_sound = sound_slots(frames_mask, num_slots, num_speech, slots.shape[0]).to(frames.dtype)
+        sound = self._sound(frames, frames_mask, to_sound.to(frames.dtype))
         is_speech = slots[None] < num_speech[:, None]
-        sound = self._sound(frames, frames_mask, to_sound)
         return torch.where(is_speech[:, :, None], speech, sound), slots[None] < num_slots[:, None]
+
+    def _deal(self, frames_mask: Tensor, steps: CTCSteps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Deal a batch's slots out: how many there are and how many hold speech, both (B,), and what is in each.
+
+        The last two are `speech_slots`' weights (B, A, S) of steps and `sound_slots`' (B, A, T) of frames.
+        """
+        num_slots = -(-frames_mask.sum(dim=1) // self.frames_per_slot)
+        to_speech, num_speech = speech_slots(steps.logits, steps.mask, num_slots)
+        return num_slots, num_speech, to_speech, sound_slots(frames_mask, num_slots, num_speech, to_speech.shape[1])
 
     def _sound(self, frames: Tensor, frames_mask: Tensor, to_sound: Tensor) -> Tensor:
         """Fill all slots with sound: (B, A, D_llm)."""
@@ -173,11 +180,8 @@ class CTCCompressor(nn.Module):
             labels: (B, U) numbers from 1 of the words' pieces, as for `ctc_loss`; their order does not matter.
         """
         with torch.no_grad():
-            steps = self.read(frames, frames_mask)
-        num_slots = -(-frames_mask.sum(dim=1) // self.frames_per_slot)
-        _, num_speech = speech_slots(steps.logits, steps.mask, num_slots)
-        to_sound = sound_slots(frames_mask, num_slots, num_speech, int(num_slots.max())).to(frames.dtype)
-        _, logits = self._name(frames, frames_mask, to_sound)
+            *_, to_sound = self._deal(frames_mask, self.read(frames, frames_mask))
+        _, logits = self._name(frames, frames_mask, to_sound.to(frames.dtype))
         is_sound = to_sound.sum(dim=-1) > 0
         losses = -logits.float().log_softmax(dim=-1) * is_sound[:, :, None]
         losses = losses.sum(dim=1) / is_sound.sum(dim=1).clamp(min=1)[:, None]
