@@ -6,7 +6,7 @@
 
 Needs `fluidsynth` on the PATH. OUT gets the clips as FLAC, 16 kHz mono, at most 6 s long, and sounds_more.jsonl.
 Captions are written here, in the words of those that stapes-tiny's first sounds have, and after the captions of
-sounds_test had been seen: a model that learnt from them must say so beside its score there. Licences: gcompris GPL-3 and
+sounds_test had been seen: a model that learnt from them has to say so beside its score. Licences: gcompris GPL-3 and
 CC BY-SA, hydrogen GPL-2, the sound font GPL-2; none of it is shipped with stapes.
 """
 
