@@ -13,10 +13,10 @@ import soundfile
 import torch
 
 import stapes
-from stapes.data.prompts import TEST_INSTRUCTIONS
+from stapes.data.prompts import TEST_INSTRUCTIONS, TRAIN_INSTRUCTIONS
 from stapes.errors import AudioError, ModelFolderError
 from stapes.inference import Answer, AudioLM, load, rounding_margin
-from stapes.model import StapesForConditionalGeneration, StapesProcessor
+from stapes.model import CTCCompressor, CTCVocabulary, StapesForConditionalGeneration, StapesProcessor
 
 Waveforms = Callable[[float, int], np.ndarray]
 ModelFactory = Callable[..., tuple[StapesForConditionalGeneration, StapesProcessor]]
@@ -114,6 +114,38 @@ def test_sampling_and_beams_go_through(lm: AudioLM, speech_like: Waveforms) -> N
     greedy = lm.answer(clips, instructions, max_new_tokens=8)
     assert lm.answer(clips, instructions, max_new_tokens=8, num_beams=1, do_sample=True, top_k=1) == greedy
     assert len(lm.answer(clips, instructions, max_new_tokens=8, num_beams=3)) == 2
+
+
+def hearing(made: tuple[StapesForConditionalGeneration, StapesProcessor], letter: str, weight: float) -> AudioLM:
+    """A model whose CTC hears one letter, without a pause, and whose LLM finds all tokens alike."""
+    lm = AudioLM(*made)
+    lm.model.get_output_embeddings().register_forward_hook(lambda *call: torch.zeros_like(call[2]))  # type: ignore[union-attr]
+    connector = lm.model.connector
+    assert isinstance(connector, CTCCompressor)
+    number = CTCVocabulary(lm.processor.tokenizer, 0).pieces.index(letter)
+    with torch.no_grad():
+        connector.norm_llm.weight.zero_()
+        connector.blank.weight.zero_()
+        connector.norm_llm.bias.copy_(1000 * connector.token_embeddings.weight[number])
+    lm.model.config.connector_config.ctc_merges = 0
+    lm.model.config.connector_config.ctc_weight = weight
+    return lm
+
+
+def test_a_transcript_is_what_ctc_hears_as_far_as_it_has_a_say(
+    tiny_model_and_processor: ModelFactory, speech_like: Waveforms
+) -> None:
+    clips = [speech_like(1.0, 0), speech_like(2.0, 1), speech_like(1.5, 2)]
+    asked = [TEST_INSTRUCTIONS["asr"], "Who?", TRAIN_INSTRUCTIONS["asr"][-1]]
+    alone = hearing(tiny_model_and_processor("ctc_compressor"), "q", 0.0).answer(clips, asked, max_new_tokens=8)
+    lm = hearing(tiny_model_and_processor("ctc_compressor"), "q", 1.0)
+    guided = lm.answer(clips, asked, max_new_tokens=8)
+    assert guided[0] == guided[2] == Answer("Q", 2, truncated=False)  # a capital is as good, and comes first
+    assert alone[0] == alone[1] == alone[2] == guided[1] != guided[0]
+    assert lm.transcribe(clips[0], max_new_tokens=8) == "Q"
+    assert lm.transcribe(clips[0], max_new_tokens=8, num_beams=3).lower() == "q"
+    stream = lm.stream(clips[0], asked[0], max_new_tokens=8)
+    assert (list(stream), stream.answer) == (["Q"], guided[0])
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,11 +1,13 @@
 """Change how a model's CTC compressor hears, and keep all that it learnt and that still fits.
 
-    python models/stapes-tiny/reshape.py MODEL OUT [--merges N] [--sharpness X] [--sound-layer N] [--detail X]
+    python models/stapes-tiny/reshape.py MODEL OUT [--merges N] [--spelling N] [--sharpness X] [--weight X]
+        [--sound-layer N] [--detail X]
 
 `--merges`: how many merges of the LLM's BPE make the pieces that CTC hears from now on; few, and words are spelt in
-short pieces, each of which is often heard; many, and they are heard whole, the rare ones never. `--sharpness` and
-`--sound-layer`: see `ConnectorConfig`; a new sound layer has all to learn. `--detail`: a factor for the learnt rest
-that the LLM reads beside the embeddings of what was heard. OUT is a folder for `start_from`.
+short pieces, each of which is often heard; many, and they are heard whole, the rare ones never. `--spelling`,
+`--sharpness`, `--weight` and `--sound-layer`: the `ctc_…` and `sound_layer` of `ConnectorConfig`; letters and a sound
+layer have all to learn. `--detail`: a factor for the learnt rest that the LLM reads beside the embeddings of what was
+heard. OUT is a folder for `start_from`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ import torch
 
 from stapes.assembly import begin_connector, load_model, save_model
 from stapes.model import ConnectorConfig, CTCCompressor, CTCVocabulary
+from stapes.model.speller import letter_groups
+
+OF_VOCABULARY = ("token_embeddings.weight", "speller.spelling")
 
 
 @torch.no_grad()
@@ -26,7 +31,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--merges", type=int)
+    parser.add_argument("--spelling", type=int)
     parser.add_argument("--sharpness", type=float)
+    parser.add_argument("--weight", type=float)
     parser.add_argument("--sound-layer", type=int)
     parser.add_argument("--detail", type=float, default=1.0)
     asked = parser.parse_args()
@@ -41,13 +48,16 @@ def main() -> None:
             **before.to_dict(),
             "ctc_merges": merges,
             "num_ctc_tokens": len(vocabulary),
+            "num_letter_groups": len(letter_groups(vocabulary.pieces)[0]),
+            "ctc_spelling": asked.spelling or before.ctc_spelling,
             "ctc_sharpness": asked.sharpness or before.ctc_sharpness,
+            "ctc_weight": before.ctc_weight if asked.weight is None else asked.weight,
             "sound_layer": asked.sound_layer or before.sound_layer,
         }
     )
     torch.manual_seed(0)
     new = CTCCompressor(shape, model.config.speech_config.d_model, model.config.text_config.hidden_size)
-    learnt = {name: tensor for name, tensor in old.state_dict().items() if name != "token_embeddings.weight"}
+    learnt = {name: tensor for name, tensor in old.state_dict().items() if name not in OF_VOCABULARY}
     if new.namer is not None and old.namer is None:
         learnt = {name: tensor for name, tensor in learnt.items() if not name.startswith(("sound_", "norm_sound"))}
     model.connector, model.config.connector_config = new, shape

@@ -31,6 +31,7 @@ from .model.connectors import CTCCompressor, StackedMLP
 from .model.ctc_vocabulary import CTCVocabulary
 from .model.families import Family, end_token_ids, prompt_template, reserve_tokens
 from .model.speech_encoder import is_last_speech_layer
+from .model.speller import letter_groups
 from .parts import (
     check_stored,
     load_encoders,
@@ -46,6 +47,7 @@ TRAINED_FILE = "trained.safetensors"
 BASE_FILE = "base_weights.json"
 _COMPLETE_FILES = ("model.safetensors", "model.safetensors.index.json")
 _CTC_ROWS = "connector.token_embeddings.weight"
+_SPELLING = "connector.speller.spelling"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
 
 
@@ -181,6 +183,8 @@ def part_of(tensor_name: str) -> Literal["speech_encoder", "sound_encoder", "con
 def _is_trained(tensor_name: str, config: StapesConfig) -> bool:
     """Tell whether a tensor has to be in a trained-part folder: it is not what the named weights hold."""
     part = part_of(tensor_name)
+    if tensor_name == _SPELLING:
+        return False  # the vocabulary's
     if tensor_name == _CTC_ROWS:
         return "language_model" in (config.trained_parts or ())  # else they are the named LLM's own rows
     if part == "speech_encoder" and config.trained_speech_layers is not None:
@@ -232,6 +236,7 @@ def _ctc_vocabulary(llm: str, tokenizer: Any, connector: ConnectorConfig) -> CTC
     except ValueError as error:
         raise ModelFolderError(f"{llm}: {error}") from error
     connector.num_ctc_tokens = len(vocabulary)
+    connector.num_letter_groups = len(letter_groups(vocabulary.pieces)[0])
     return vocabulary
 
 
@@ -250,7 +255,10 @@ def begin_connector(model: StapesForConditionalGeneration, vocabulary: CTCVocabu
         case CTCCompressor() as connector:
             assert vocabulary is not None
             _give_rows(model, connector, vocabulary)
+            _give_spelling(connector, vocabulary)
             nn.init.zeros_(connector.detail.weight)
+            if connector.speller is not None:
+                nn.init.zeros_(connector.speller.to_letters.weight)
             if connector.namer is None:
                 nn.init.constant_(connector.norm_sound.weight, size)
             else:
@@ -266,6 +274,16 @@ def _give_rows(model: StapesForConditionalGeneration, connector: CTCCompressor, 
     # In parts: all at once would be there a second time for a moment, 76 MB of them in stapes-tiny.
     for rows, part in zip(connector.token_embeddings.weight.split(4096), ids.split(4096), strict=True):
         rows.copy_(embeddings(part))
+
+
+def _give_spelling(connector: CTCCompressor, vocabulary: CTCVocabulary) -> None:
+    """Tell a connector that knows pieces by their letters which those are."""
+    if connector.speller is None:
+        return
+    groups, spelling = letter_groups(vocabulary.pieces)
+    if (known := connector.speller.groups.num_embeddings - 1) != len(groups):
+        raise ValueError(f"its pieces consist of {len(groups)} groups of letters, its connector knows {known}")
+    connector.speller.spelling.copy_(spelling)
 
 
 def _generation_config(
@@ -320,12 +338,14 @@ def _load_trained_part(folder: Path, tokenizer: Any, dtype: torch.dtype) -> Stap
     mismatched = {name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape}
     refuse(folder, wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), mismatched)
     model.load_state_dict(tensors, strict=False)
-    if isinstance(model.connector, CTCCompressor) and _CTC_ROWS not in wanted:
+    if isinstance(model.connector, CTCCompressor):
         with reading(folder):
             vocabulary = CTCVocabulary(tokenizer, config.connector_config.ctc_merges)
             if len(vocabulary) != (wanted_rows := config.connector_config.num_ctc_tokens):
                 raise ValueError(f"its tokenizer spells {len(vocabulary)} pieces, its connector hears {wanted_rows}")
-        _give_rows(model, model.connector, vocabulary)
+            _give_spelling(model.connector, vocabulary)
+        if _CTC_ROWS not in wanted:
+            _give_rows(model, model.connector, vocabulary)
     return model
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -16,9 +17,15 @@ from transformers import LogitsProcessor
 
 from .assembly import load_model
 from .data.audio import load_audio, prepare_waveform
-from .data.prompts import TEST_INSTRUCTIONS
+from .data.prompts import TEST_INSTRUCTIONS, asks_for_transcript
 from .defaults import find_model
-from .model import StapesForConditionalGeneration, StapesProcessor
+from .model import (
+    CTCGuide,
+    CTCVocabulary,
+    StapesForConditionalGeneration,
+    StapesProcessor,
+    TokenPieces,
+)
 from .streaming import TokenStream, before_stop, settled
 
 MAX_NEW_TOKENS = 200
@@ -100,6 +107,9 @@ class AudioLM:
         Greedy texts do not depend on the batch. Prompts are left-padded and masked, features padded and masked, but
         matrix products of another size still round differently; an answer in which two tokens came so close that
         rounding may have chosen between them (`rounding_margin`) is therefore asked for again, alone.
+
+        Where a transcript is asked for in one of the wordings of training (`data.prompts`), the model's connector may
+        have a say in it: `ctc_weight` of `ConnectorConfig`.
         """
         answers, margins = self._answer_batch(waveforms, instructions, **generate)
         if len(answers) > 1:
@@ -113,12 +123,12 @@ class AudioLM:
         self, waveforms: Sequence[np.ndarray], instructions: Sequence[str], **generate: Any
     ) -> tuple[list[Answer], list[float]]:
         """Return the answers, and of each how close any two tokens came (infinite where tokens are not the best)."""
-        inputs = self.processor.prepare(waveforms, instructions).to(self.model.device)
+        inputs, guides = self.prepare(waveforms, instructions)
         generate = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, **generate}
         greedy = not generate["do_sample"] and generate.get("num_beams", 1) == 1
         margins = _Margins()
-        if greedy:
-            generate["logits_processor"] = [*generate.get("logits_processor", ()), margins]
+        seen_by = [margins] if greedy else []
+        generate["logits_processor"] = [*guides, *generate.get("logits_processor", ()), *seen_by]
         if self.model.generation_config.stop_strings:
             generate["tokenizer"] = self.processor.tokenizer
         # The protocol that types `generate` asks for attributes that transformers' own models lack.
@@ -129,6 +139,34 @@ class AudioLM:
         # What a row is given after its end symbol was not chosen.
         steps = torch.stack(margins.steps, dim=1)
         return answers, [float(row[: answer.num_tokens].min()) for row, answer in zip(steps, answers, strict=True)]
+
+    @torch.inference_mode()
+    def prepare(
+        self, waveforms: Sequence[np.ndarray], instructions: Sequence[str]
+    ) -> tuple[Mapping[str, Tensor], list[LogitsProcessor]]:
+        """Make what `generate` takes: its inputs, on the model's device, and what has a say in the answers."""
+        inputs = self.processor.prepare(waveforms, instructions).to(self.model.device)
+        transcripts = [asks_for_transcript(instruction) for instruction in instructions]
+        weight = self.model.config.connector_config.ctc_weight
+        if not (weight and any(transcripts)):
+            return inputs, []
+        features = {name: inputs.pop(name) for name in list(inputs) if "features" in name}
+        frames, frames_mask = self.model.encode(**features)
+        ends = self.model.generation_config.eos_token_id
+        guide = CTCGuide(
+            self.model.hear(frames, frames_mask),
+            transcripts,
+            self._pieces,
+            end_ids=[ends] if isinstance(ends, int) else list(ends or ()),
+            prompt_length=inputs["input_ids"].shape[1],
+            weight=weight,
+        )
+        return {**inputs, "encoder_frames": frames, "encoder_frames_mask": frames_mask}, [guide]
+
+    @cached_property
+    def _pieces(self) -> TokenPieces:
+        tokenizer = self.processor.tokenizer
+        return TokenPieces(tokenizer, CTCVocabulary(tokenizer, self.model.config.connector_config.ctc_merges))
 
     def read(self, token_ids: Sequence[int]) -> Answer:
         """Turn generated tokens into an answer; what follows the end symbol is not part of it."""
@@ -170,7 +208,7 @@ class AnswerStream:
     def __init__(self, lm: AudioLM, waveform: np.ndarray, instruction: str, max_new_tokens: int) -> None:
         self._lm = lm
         self._started_s = perf_counter()
-        inputs = lm.processor.prepare([waveform], [instruction]).to(lm.model.device)
+        inputs, guides = lm.prepare([waveform], [instruction])
         self.num_audio_tokens = int((inputs["input_ids"] == lm.model.config.audio_token_id).sum())
         self.answer: Answer | None = None
         self._token_ids: list[int] = []
@@ -179,7 +217,11 @@ class AnswerStream:
         self._closed = False
         self._stops = lm.model.generation_config.stop_strings or []
         self._tokens = TokenStream(
-            lm.model, inputs, max_new_tokens=max_new_tokens, tokenizer=lm.processor.tokenizer if self._stops else None
+            lm.model,
+            inputs,
+            max_new_tokens=max_new_tokens,
+            guides=guides,
+            tokenizer=lm.processor.tokenizer if self._stops else None,
         )
 
     @property

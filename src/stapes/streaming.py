@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
 from .model import StapesForConditionalGeneration
@@ -32,6 +32,7 @@ class TokenStream:
         model: in eval mode; one call at a time is for the caller to see to.
         inputs: what the processor's `prepare` gives for one sample, on the model's device.
         max_new_tokens: at most so many tokens.
+        guides: what has a say in which token comes next.
         tokenizer: needed by models whose answers end at a text (`stop_strings` of their generation configuration).
 
     Source: the same calls as transformers' `TextIteratorStreamer` makes; unlike it this one yields tokens, passes
@@ -44,13 +45,15 @@ class TokenStream:
         inputs: Mapping[str, Tensor],
         *,
         max_new_tokens: int,
+        guides: Sequence[LogitsProcessor] = (),
         tokenizer: Any = None,
     ) -> None:
         self._queue: SimpleQueue[TimedToken | BaseException | None] = SimpleQueue()
         self._stop = Event()
         self._ended = False
         # The thread must not hold this object: a stream that is let go stops its model (`__del__`).
-        arguments = (model, dict(inputs), max_new_tokens, tokenizer, self._queue, self._stop)
+        generate = {"max_new_tokens": max_new_tokens, "logits_processor": list(guides), "tokenizer": tokenizer}
+        arguments = (model, {**inputs, **generate}, self._queue, self._stop)
         self._thread = Thread(target=_generate, args=arguments, name="stapes-stream", daemon=True)
         self._thread.start()
 
@@ -101,9 +104,7 @@ class _Stop(StoppingCriteria):
 
 def _generate(
     model: StapesForConditionalGeneration,
-    inputs: dict[str, Tensor],
-    max_new_tokens: int,
-    tokenizer: Any,
+    arguments: dict[str, Any],
     queue: SimpleQueue[TimedToken | BaseException | None],
     stop: Event,
 ) -> None:
@@ -112,10 +113,8 @@ def _generate(
         # Inference mode is a thread's own. The protocol that types `generate` asks for more than our model has.
         with torch.inference_mode():
             cast(Any, model).generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
+                **arguments,
                 do_sample=False,
-                tokenizer=tokenizer,
                 streamer=_Listener(queue),
                 stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
             )

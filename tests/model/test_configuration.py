@@ -84,6 +84,8 @@ def test_a_configuration_goes_to_json_and_back(tmp_path: Path) -> None:
         ({"kind": "ctc_compressor", "ctc_stride": 3}, "ctc_stride is 3; wanted an even number up to frames_per_window"),
         ({"kind": "ctc_compressor", "ctc_stride": 18}, "ctc_stride is 18; wanted an even number up to"),
         ({"kind": "ctc_compressor", "ctc_sharpness": 0}, "ctc_sharpness is 0; wanted a number above 0"),
+        ({"kind": "ctc_compressor", "ctc_weight": 2}, "ctc_weight is 2; a ctc_compressor may have one, from 0 to 1"),
+        ({"kind": "stacked_mlp", "ctc_weight": 0.5}, "ctc_weight is 0.5; a ctc_compressor may have one, from 0 to 1"),
         ({"kind": "ctc_compressor", "sound_layer": 0}, "sound_layer is 0; a ctc_compressor may have one, from 1 on"),
         ({"kind": "stacked_mlp", "sound_layer": 2}, "sound_layer is 2; a ctc_compressor may have one, from 1 on"),
         ({"kind": "ctc_compressor", "tail": "drop"}, "tail is 'drop'; a ctc_compressor keeps every frame: `pad`"),

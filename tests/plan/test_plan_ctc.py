@@ -17,7 +17,8 @@ from stapes.errors import WeightsError
 from stapes.model import ConnectorConfig
 from stapes.model.ctc_compressor import CTCCompressor as Built
 from stapes.model.ctc_vocabulary import CTCVocabulary
-from stapes.plan.configs import count_ctc_pieces
+from stapes.model.speller import letter_groups
+from stapes.plan.configs import CTCPieces, count_ctc_pieces
 from stapes.plan.connector import CTCCompressorShape, read_connector
 from stapes.plan.encoders import WhisperShape
 from stapes.plan.llm import LLMShape
@@ -35,13 +36,14 @@ SECTION = CTCCompressor.model_validate(
 )
 
 
-def shape(num_pieces: int = 30, sound_layer: int | None = None) -> CTCCompressorShape:
-    read = read_connector(SECTION.model_copy(update={"sound_layer": sound_layer}), 32, 64, num_pieces)
+def shape(num_pieces: int = 30, sound_layer: int | None = None, spelling: int = 0) -> CTCCompressorShape:
+    section = SECTION.model_copy(update={"sound_layer": sound_layer, "spelling": spelling})
+    read = read_connector(section, 32, 64, CTCPieces(num_pieces, 50))
     assert isinstance(read, CTCCompressorShape)
     return read
 
 
-def built(sound_layer: int | None = None) -> Built:
+def built(sound_layer: int | None = None, spelling: int = 0) -> Built:
     config = ConnectorConfig(
         kind="ctc_compressor",
         frames_per_window=8,
@@ -51,15 +53,20 @@ def built(sound_layer: int | None = None) -> Built:
         intermediate_size=24,
         ctc_stride=4,
         num_ctc_tokens=30,
+        num_letter_groups=50,
         sound_layer=sound_layer,
+        ctc_spelling=spelling,
     )
     return Built(config, 32, 64).eval()
 
 
-@pytest.mark.parametrize("sound_layer", [None, 2])
-def test_its_weights_are_those_of_the_built_one(sound_layer: int | None) -> None:
-    listed = {weight.name: weight.shape for weight in shape(sound_layer=sound_layer).weights()}
-    assert listed == {name: tuple(parameter.shape) for name, parameter in built(sound_layer).named_parameters()}
+@pytest.mark.parametrize(("sound_layer", "spelling"), [(None, 0), (2, 0), (None, 8)])
+def test_its_weights_are_those_of_the_built_one(sound_layer: int | None, spelling: int) -> None:
+    weights = shape(sound_layer=sound_layer, spelling=spelling).weights()
+    made = built(sound_layer, spelling)
+    for is_buffer, tensors in ((False, made.named_parameters()), (True, made.named_buffers())):
+        listed = {weight.name: weight.shape for weight in weights if weight.is_buffer == is_buffer}
+        assert listed == {name: tuple(tensor.shape) for name, tensor in tensors}
 
 
 @pytest.mark.parametrize("num_frames", [1, 8, 9, 100, 1500])
@@ -75,13 +82,13 @@ def plan() -> ModelPlan:
     return ModelPlan("r", "tune", WhisperShape.from_config(config), None, shape(), LLMShape.from_config(llm, "x"))
 
 
-@pytest.mark.parametrize(("sound_layer", "width"), [(None, 32), (2, 64)])
-def test_its_operations_are_those_of_the_built_one(sound_layer: int | None, width: int) -> None:
+@pytest.mark.parametrize(("sound_layer", "spelling", "width"), [(None, 0, 32), (2, 0, 64), (None, 8, 32)])
+def test_its_operations_are_those_of_the_built_one(sound_layer: int | None, spelling: int, width: int) -> None:
     # 10 s: T = 500 frames, S = 125 steps, A = 63 slots.
-    planned = replace(plan(), connector=shape(sound_layer=sound_layer))
+    planned = replace(plan(), connector=shape(sound_layer=sound_layer, spelling=spelling))
     (connector,) = (stage for stage in plan_stages(planned, Workload(10, 20, 8)) if stage.name == "connector")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        built(sound_layer)(torch.randn(1, 500, width), torch.ones(1, 500, dtype=torch.bool))
+        built(sound_layer, spelling)(torch.randn(1, 500, width), torch.ones(1, 500, dtype=torch.bool))
     products = sum(2 * op.rows * op.inputs * op.outputs * op.times for op in connector.ops if isinstance(op, Linear))
     assert products == counter.get_total_flops()  # which counts no attention on a CPU
     assert [op for op in connector.ops if isinstance(op, Attention)] == [Attention(125, 125, 4, 4, 2)]
@@ -123,16 +130,18 @@ def bpe(folder: Path) -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("merges", [1, 5, 20, 1000])
 def test_pieces_are_counted_as_the_model_lists_them(tmp_path: Path, merges: int) -> None:
     tokenizer = bpe(tmp_path / "llm")
-    assert count_ctc_pieces(str(tmp_path / "llm"), merges) == len(CTCVocabulary(tokenizer, merges))
+    vocabulary = CTCVocabulary(tokenizer, merges)
+    groups, _ = letter_groups(vocabulary.pieces)
+    assert count_ctc_pieces(str(tmp_path / "llm"), merges) == (len(vocabulary), len(groups))
 
 
 def test_pieces_that_nobody_counted_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stapes.plan.configs.find_config", lambda name: None)
     assert [count_ctc_pieces("HuggingFaceTB/SmolLM2-360M", merges) for merges in (1500, 5000, 12_000, 50_000)] == [
-        1371,
-        4306,
-        9667,
-        33_182,
+        (1371, 1400),
+        (4306, 2596),
+        (9667, 3491),
+        (33_182, 5537),
     ]
     with pytest.raises(
         WeightsError, match=r"with 900 merges: no tokenizer\.json .*; the published table has it for 1500"
@@ -165,7 +174,7 @@ def test_a_recipe_with_it_is_planned() -> None:
     )
     (planned,) = plan_models(recipe)
     assert planned.num_audio_tokens(10) == 63
-    C, D, E, D_llm = count_ctc_pieces("HuggingFaceTB/SmolLM2-135M-Instruct", 12_000), 512, 512, 576
+    C, D, E, D_llm = 9667, 512, 512, 576
     by_hand = 2 * E + D * E * 8 + D  # norm_in, conv
     by_hand += 2 * (4 * D + 3 * D * D + 3 * D + D * D + D + 2 * D * 2048 + 2048 + D)  # layers
     by_hand += (

@@ -27,6 +27,11 @@ TRAIN_INSTRUCTIONS: dict[Task, tuple[str, ...]] = {
 TEST_INSTRUCTIONS: dict[Task, str] = {"asr": "Transcribe the speech.", "audiocaption": "Describe the sound."}
 
 
+def asks_for_transcript(instruction: str) -> bool:
+    """Tell whether an instruction asks, in one of the wordings of training, for what is said, word by word."""
+    return instruction in TRAIN_INSTRUCTIONS["asr"]
+
+
 def test_instruction(sample: Sample) -> str:
     """Return the sample's own prompt, or the fixed wording of its task."""
     if sample.prompt is not None:

@@ -12,6 +12,7 @@ from transformers import (
 from .beats import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
 from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
 from .ctc_compressor import CTCCompressor, Objective
+from .ctc_guide import CTCGuide, TokenPieces
 from .ctc_vocabulary import CTCVocabulary
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
 from .families import FAMILIES, Family, find_family, find_reserved_tokens
@@ -41,6 +42,7 @@ __all__ = [
     "BeatsEncoder",
     "BeatsFeatureExtractor",
     "CTCCompressor",
+    "CTCGuide",
     "CTCVocabulary",
     "ConnectorConfig",
     "EatConfig",
@@ -55,6 +57,7 @@ __all__ = [
     "StapesFeatureExtractor",
     "StapesForConditionalGeneration",
     "StapesProcessor",
+    "TokenPieces",
     "describe_tower",
     "find_family",
     "find_reserved_tokens",

@@ -56,9 +56,13 @@ class ConnectorConfig(PreTrainedConfig):
         ctc_merges: how many of the LLM's BPE merges make the pieces of words that CTC hears.
         ctc_sharpness: by how much CTC's logits are multiplied before they weight what the LLM reads: with 1 it reads
             means of all that may have been said, with 6 nearly always what was heard best.
+        ctc_spelling: width of the part of CTC's output layer that knows pieces by their letters, see `Speller`; 0:
+            there is none.
+        ctc_weight: how much CTC has to say in a transcript beside the LLM, see `CTCGuide`: from 0, nothing, to 1.
         sound_layer: of a CTC compressor, the speech encoder's layer (from 1) that its sound slots see, to name what
             sounds, see `SoundNamer`; None: they see the last layer and name nothing.
         num_ctc_tokens: how many pieces these are, see `CTCVocabulary`; `assembly.build` fills it in.
+        num_letter_groups: of how many groups of letters they consist, see `letter_groups`; filled in likewise.
     """
 
     model_type = "stapes_connector"
@@ -75,8 +79,11 @@ class ConnectorConfig(PreTrainedConfig):
     ctc_stride: int = 4
     ctc_merges: int = 12000
     ctc_sharpness: float | int = 1.0
+    ctc_spelling: int = 0
+    ctc_weight: float | int = 0.0
     sound_layer: int | None = None
     num_ctc_tokens: int = 1
+    num_letter_groups: int = 1
 
     def validate_shape(self) -> None:
         """Refuse what no connector can be; `strict` calls this after construction.
@@ -93,6 +100,8 @@ class ConnectorConfig(PreTrainedConfig):
             raise ValueError(f"hidden_size is {self.hidden_size}; the gate of a stacked_mlp needs an even one")
         if self.sound_layer is not None and (self.kind != "ctc_compressor" or self.sound_layer < 1):
             raise ValueError(f"sound_layer is {self.sound_layer}; a ctc_compressor may have one, from 1 on")
+        if not 0 <= self.ctc_weight <= (self.kind == "ctc_compressor"):
+            raise ValueError(f"ctc_weight is {self.ctc_weight}; a ctc_compressor may have one, from 0 to 1")
         if self.kind == "ctc_compressor":
             if self.ctc_stride % 2 or not 0 < self.ctc_stride <= self.frames_per_window:
                 raise ValueError(
@@ -101,6 +110,8 @@ class ConnectorConfig(PreTrainedConfig):
                 )
             if self.ctc_sharpness <= 0:
                 raise ValueError(f"ctc_sharpness is {self.ctc_sharpness}; wanted a number above 0")
+            if self.ctc_spelling < 0:
+                raise ValueError(f"ctc_spelling is {self.ctc_spelling}; wanted a width, or 0 for none")
             if self.tail != "pad":
                 raise ValueError(f"tail is {self.tail!r}; a ctc_compressor keeps every frame: `pad`")
         if self.kind != "stacked_mlp" and self.hidden_size % self.num_attention_heads:

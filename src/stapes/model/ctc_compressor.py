@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .configuration import ConnectorConfig
 from .sound_namer import SoundNamer
+from .speller import Speller
 
 Objective = Literal["answer", "ctc", "sound"]
 """What a stage of training teaches: the LLM's answers, hearing what is said, or naming what sounds."""
@@ -65,6 +66,9 @@ class CTCCompressor(nn.Module):
         self.blank = nn.Linear(llm_hidden_size, 1)
         # The rows are the LLM's own, see `assembly.build`; they never learn.
         self.token_embeddings = nn.Embedding(config.num_ctc_tokens, llm_hidden_size)
+        self.speller: Speller | None = None
+        if config.ctc_spelling:
+            self.speller = Speller(width, config.ctc_spelling, config.num_ctc_tokens, config.num_letter_groups)
         self.detail = nn.Linear(width, llm_hidden_size, bias=False)
         self.sound_out = nn.Linear(width, llm_hidden_size)
         self.namer: SoundNamer | None = None
@@ -138,8 +142,11 @@ class CTCCompressor(nn.Module):
         return CTCSteps(hidden, self._logits(hidden), mask)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        hidden = self.norm_llm(self.to_llm(hidden))
-        return torch.cat([self.blank(hidden), hidden @ self.token_embeddings.weight.T], dim=-1)
+        like_llm = self.norm_llm(self.to_llm(hidden))
+        pieces = like_llm @ self.token_embeddings.weight.T
+        if self.speller is not None:
+            pieces = pieces + self.speller(hidden)
+        return torch.cat([self.blank(like_llm), pieces], dim=-1)
 
     def let_learn(self, objective: Objective) -> None:
         """Let gradients reach what `ctc` teaches, what `sound` does, or else the parts that only matter to the LLM.

@@ -26,6 +26,7 @@ class CTCVocabulary:
 
     Attributes:
         token_ids: the LLM's id of piece 1, 2, …; 0 is CTC's blank.
+        pieces: the pieces themselves, with Ġ for a space in front.
 
     Raises:
         ValueError: if the tokenizer is of another kind.
@@ -44,7 +45,8 @@ class CTCVocabulary:
         self._tokenizer = Tokenizer.from_str(json.dumps(settings))
         made = {"".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in model["merges"]}
         pieces = [piece for piece in model["vocab"] if (len(piece) == 1 or piece in made) and _PIECE.fullmatch(piece)]
-        self.token_ids: list[int] = sorted(model["vocab"][piece] for piece in pieces)
+        self.pieces: list[str] = sorted(pieces, key=model["vocab"].__getitem__)
+        self.token_ids: list[int] = [model["vocab"][piece] for piece in self.pieces]
         self._number = {token_id: number for number, token_id in enumerate(self.token_ids, start=1)}
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration import StapesConfig
 from .connectors import WindowedQFormer, build_connector, join_frames
-from .ctc_compressor import CTCCompressor
+from .ctc_compressor import CTCCompressor, CTCSteps
 from .nf4 import layers_of, num_values, stay_plain
 from .speech_encoder import SpeechEncoder, is_last_speech_layer
 
@@ -196,6 +196,11 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Run the connector: frames (B, T, D) and their mask (B, T) → audio embeddings (ΣA, D_llm) without padding."""
         tokens, tokens_mask = self.connector(frames.to(self._connector_dtype()), frames_mask)
         return tokens[tokens_mask]
+
+    def hear(self, frames: Tensor, frames_mask: Tensor) -> CTCSteps:
+        """Run what CTC taught a `ctc_compressor`; arguments as in `connect`."""
+        assert isinstance(self.connector, CTCCompressor)
+        return self.connector.read(frames.to(self._connector_dtype()), frames_mask)
 
     def hearing_loss(
         self,

@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import WeightsError
 from ..files import read_json
@@ -16,6 +16,8 @@ from .published import PUBLISHED
 
 # As in model/ctc_vocabulary.py, which needs a tokenizer that is loaded.
 _PIECE = re.compile(r"Ġ?[a-z']+|Ġ")
+# As in model/speller.py.
+MAX_LETTER_GROUPS = 40
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,17 @@ def read_config(name: str) -> FoundConfig:
     )
 
 
-def count_ctc_pieces(name: str, merges: int) -> int:
+class CTCPieces(NamedTuple):
+    """How many pieces of words a `ctc_compressor` hears, and of how many groups of letters they consist."""
+
+    num_pieces: int
+    num_letter_groups: int
+
+
+NO_PIECES = CTCPieces(0, 0)
+
+
+def count_ctc_pieces(name: str, merges: int) -> CTCPieces:
     """Count the pieces of words that a `ctc_compressor` hears with the LLM called `name`, as `CTCVocabulary` does.
 
     Args:
@@ -68,7 +80,7 @@ def count_ctc_pieces(name: str, merges: int) -> int:
         return _count_pieces(tokenizer, merges)
     known = PUBLISHED.get(name, {}).get("ctc_pieces", {})
     if merges in known:
-        return known[merges]
+        return CTCPieces(*known[merges])
     counted = f"; the published table has it for {', '.join(map(str, known))} merges" if known else ""
     raise WeightsError(
         f"pieces of `{name}` for a ctc_compressor with {merges} merges: no tokenizer.json in a folder of that name, "
@@ -76,7 +88,7 @@ def count_ctc_pieces(name: str, merges: int) -> int:
     )
 
 
-def _count_pieces(path: Path, merges: int) -> int:
+def _count_pieces(path: Path, merges: int) -> CTCPieces:
     settings = read_json(path)
     model = settings["model"]
     if model["type"] != "BPE" or "ByteLevel" not in json.dumps(settings.get("pre_tokenizer")):
@@ -85,7 +97,12 @@ def _count_pieces(path: Path, merges: int) -> int:
             "another kind of connector"
         )
     made = {"".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in model["merges"][:merges]}
-    return sum((len(piece) == 1 or piece in made) and bool(_PIECE.fullmatch(piece)) for piece in model["vocab"])
+    pieces = [p for p in model["vocab"] if (len(p) == 1 or p in made) and _PIECE.fullmatch(p)]
+    groups: set[str] = set()
+    for piece in pieces:
+        found = [piece[at : at + size] for size in (3, 2, 1) for at in range(len(piece) - size + 1)]
+        groups.update(found[:MAX_LETTER_GROUPS])
+    return CTCPieces(len(pieces), len(groups))
 
 
 def _tokenizer_length(folder: Path) -> dict[str, int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..recipe import CTCCompressor, StackedMLP, WindowedQFormer
+from .configs import MAX_LETTER_GROUPS, NO_PIECES, CTCPieces
 from .shapes import Weight, layer_norm, linear
 
 
@@ -113,6 +114,8 @@ class CTCCompressorShape:
         num_pieces: C, pieces of words that CTC hears.
         width, num_layers, num_heads, ffn_width: of the Transformer.
         names_sounds: whether the slots of sound name what they hear.
+        spelling_width: of what knows pieces by their letters; 0 if nothing does.
+        num_letter_groups: G, of which the pieces consist.
     """
 
     input_width: int
@@ -125,6 +128,8 @@ class CTCCompressorShape:
     num_heads: int
     ffn_width: int
     names_sounds: bool = False
+    spelling_width: int = 0
+    num_letter_groups: int = 0
 
     def weights(self) -> list[Weight]:
         """List the tensors."""
@@ -146,9 +151,19 @@ class CTCCompressorShape:
             *layer_norm("norm_llm", D_llm),
             *linear("blank", D_llm, 1),
             Weight("token_embeddings.weight", (self.num_pieces, D_llm), learns=False),
+            *self._speller_weights(),
             *linear("detail", D, D_llm, bias=False),
             *linear("sound_out", D, D_llm),
             *self._sound_weights(),
+        ]
+
+    def _speller_weights(self) -> list[Weight]:
+        if not self.spelling_width:
+            return []
+        return [
+            *linear("speller.to_letters", self.width, self.spelling_width, bias=False),
+            Weight("speller.groups.weight", (1 + self.num_letter_groups, self.spelling_width)),
+            Weight("speller.spelling", (self.num_pieces, MAX_LETTER_GROUPS), is_buffer=True),
         ]
 
     def _sound_weights(self) -> list[Weight]:
@@ -181,7 +196,10 @@ ConnectorShape = QFormerShape | MLPShape | CTCCompressorShape
 
 
 def read_connector(
-    section: WindowedQFormer | StackedMLP | CTCCompressor, input_width: int, output_width: int, num_pieces: int = 0
+    section: WindowedQFormer | StackedMLP | CTCCompressor,
+    input_width: int,
+    output_width: int,
+    pieces: CTCPieces = NO_PIECES,
 ) -> ConnectorShape:
     """Build the shape of a recipe's connector between encoders and LLM of these widths.
 
@@ -189,7 +207,7 @@ def read_connector(
         section: the recipe's.
         input_width: D, of speech and sound encoder together.
         output_width: D_llm.
-        num_pieces: what a `ctc_compressor` hears; see `count_ctc_pieces`.
+        pieces: what a `ctc_compressor` hears; see `count_ctc_pieces`.
     """
     match section:
         case WindowedQFormer():
@@ -212,10 +230,12 @@ def read_connector(
                 output_width=output_width,
                 frames_per_window=section.frames_per_slot,
                 stride=section.stride,
-                num_pieces=num_pieces,
+                num_pieces=pieces.num_pieces,
                 width=section.hidden_size,
                 num_layers=section.num_layers,
                 num_heads=section.num_heads,
                 ffn_width=section.intermediate_size,
                 names_sounds=section.sound_layer is not None,
+                spelling_width=section.spelling,
+                num_letter_groups=pieces.num_letter_groups,
             )

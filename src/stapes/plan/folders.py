@@ -98,6 +98,8 @@ def _connector_section(config: dict[str, Any]) -> dict[str, Any]:
                 "step_s": config["ctc_stride"] / _FRAMES_PER_S,
                 "merges": config["ctc_merges"],
                 "sharpness": config.get("ctc_sharpness", 1.0),
+                "spelling": config.get("ctc_spelling", 0),
+                "ctc_weight": config.get("ctc_weight", 0.0),
                 "sound_layer": config.get("sound_layer"),
             }
     return {"kind": config["kind"], **own, **{key: config[name] for key, name in _SHARED.items()}}

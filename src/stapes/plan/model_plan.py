@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..errors import RecipeError
 from ..recipe import CTCCompressor, MergeLora, Model, Quantize, Recipe
-from .configs import FoundConfig, count_ctc_pieces, read_config
+from .configs import NO_PIECES, FoundConfig, count_ctc_pieces, read_config
 from .connector import ConnectorShape, read_connector
 from .encoders import (
     ENCODER_FRAMES_PER_S,
@@ -187,7 +187,7 @@ def _plan_trained(recipe: Recipe, model: Model, variant: str) -> ModelPlan:
     llm = LLMShape.from_config(found["llm"].values, model.llm)
     width = speech.width + (sound.width if sound else 0)
     connector = model.connector
-    pieces = count_ctc_pieces(model.llm, connector.merges) if isinstance(connector, CTCCompressor) else 0
+    pieces = count_ctc_pieces(model.llm, connector.merges) if isinstance(connector, CTCCompressor) else NO_PIECES
     return ModelPlan(
         recipe=recipe.name,
         variant=variant,

@@ -213,6 +213,8 @@ class _Replay:
         normed = self._take(S, D)
         drop(hidden)
         drop(*[self._take(S, D_llm) for _ in range(2)])
+        if connector.spelling_width:
+            self._take(C, connector.spelling_width)  # kept from call to call
         logits = [self._take(S, 1 + C) for _ in range(2)]  # and what makes them, or their softmax
         to_speech = [self._take(A, S) for _ in range(2)]
         probabilities = self._take(S, C)

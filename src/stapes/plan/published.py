@@ -76,7 +76,9 @@ _QWEN_15_MOE = _llm(
 _GEMMA_2_2B = _llm("gemma2", 2304, 9216, 26, (8, 4), 256_000, head_dim=256, final_logit_softcapping=30.0)
 _GEMMA_3_270M = _llm("gemma3_text", 640, 2048, 18, (4, 1), 262_144, head_dim=256)
 _GEMMA_3_1B = _llm("gemma3_text", 1152, 6912, 26, (4, 1), 262_144, head_dim=256)
-_SMOLLM2: Config = {"tie_word_embeddings": True, "ctc_pieces": {1500: 1371, 5000: 4306, 12_000: 9667, 50_000: 33_182}}
+# Merges → pieces, and the groups of letters in them.
+_CTC_PIECES = {1500: (1371, 1400), 5000: (4306, 2596), 12_000: (9667, 3491), 50_000: (33_182, 5537)}
+_SMOLLM2: Config = {"tie_word_embeddings": True, "ctc_pieces": _CTC_PIECES}
 _SMOLLM2_135M = _llm("llama", 576, 1536, 30, (9, 3), 49_152, **_SMOLLM2)
 _SMOLLM2_360M = _llm("llama", 960, 2560, 32, (15, 5), 49_152, **_SMOLLM2)
 _SMOLLM2_17B = _llm("llama", 2048, 8192, 24, (32, 32), 49_152, **_SMOLLM2)

@@ -181,6 +181,9 @@ def _ctc_compressor(connector: CTCCompressorShape, T: int) -> Iterable[Op]:
     yield Pointwise("norm", S * D_llm)
     yield Linear(S, D_llm, 1)
     yield Linear(S, D_llm, C)
+    if width := connector.spelling_width:
+        yield Linear(S, D, width)
+        yield Linear(S, width, C)
     yield Pointwise("norm", S * (1 + C), 2)  # softmax of the pieces, and with the blank
     yield Linear(S, C, D_llm)
     yield Linear(S, D, D_llm)

@@ -60,6 +60,8 @@ class CTCCompressor(Section):
     step_s: float = Field(0.08, ge=0.04, le=0.32)  # CTC's; at most one piece a step
     merges: int = Field(12000, ge=1)  # of the LLM's BPE; few: short pieces, many of them, each of them often heard
     sharpness: float = Field(1.0, gt=0)  # of what the LLM reads; 6: nearly always the piece that was heard best
+    spelling: int = Field(0, ge=0)  # width of what knows the pieces by their letters; 0: nothing does
+    ctc_weight: float = Field(0.0, ge=0, le=1)  # CTC's say in a transcript, beside the LLM's
     sound_layer: int | None = Field(None, ge=1)  # speech encoder's, to name sounds from, see `objective: sound`
     hidden_size: int = Field(512, ge=1)
     num_layers: int = Field(2, ge=1)

@@ -157,6 +157,8 @@ def _build_arguments(model: Model) -> dict[str, Any]:
                 ctc_stride=section.stride,
                 ctc_merges=section.merges,
                 ctc_sharpness=section.sharpness,
+                ctc_spelling=section.spelling,
+                ctc_weight=section.ctc_weight,
                 sound_layer=section.sound_layer,
                 hidden_size=section.hidden_size,
                 num_hidden_layers=section.num_layers,

@@ -1,0 +1,130 @@
+"""What CTC and the LLM make of a transcript together, with two-word vocabularies and hand-made opinions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from stapes.model import CTCGuide, CTCVocabulary, TokenPieces
+from stapes.model.ctc_compressor import CTCSteps
+
+TOKENS = ["Ġ", "a", "b", "Ġa", "Ġb", "A", "ĠB", ".", "7", "<end>"]
+MERGES = [("Ġ", "a"), ("Ġ", "b")]
+END = TOKENS.index("<end>")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    made = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(TOKENS[:-1])}, merges=MERGES))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    made.add_special_tokens(["<end>"])
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
+
+
+@pytest.fixture
+def vocabulary() -> CTCVocabulary:
+    return CTCVocabulary(tokenizer(), 2)
+
+
+@pytest.fixture
+def pieces(vocabulary: CTCVocabulary) -> TokenPieces:
+    return TokenPieces(tokenizer(), vocabulary)
+
+
+def hears(vocabulary: CTCVocabulary, *steps: dict[str, float]) -> CTCSteps:
+    """Steps at which CTC finds these pieces this likely, and is silent with what is left."""
+    posteriors = torch.full((1, len(steps), 1 + len(vocabulary)), 1e-9)
+    for step, likely in enumerate(steps):
+        for piece, probability in likely.items():
+            posteriors[0, step, 1 + vocabulary.pieces.index(piece)] = probability
+        posteriors[0, step, 0] = 1 - sum(likely.values())
+    return CTCSteps(torch.zeros(1, len(steps), 1), posteriors.log(), torch.ones(1, len(steps), dtype=torch.bool))
+
+
+def thinks(**likely: float) -> Tensor:
+    """Logits (1, V) of an LLM that finds these tokens this likely; `Ġ` is written `_`."""
+    found = {token.replace("_", "Ġ"): probability for token, probability in likely.items()}
+    return torch.tensor([[math.log(found.get(token, 1e-9)) for token in TOKENS]])
+
+
+def guide(steps: CTCSteps, pieces: TokenPieces, *, weight: float = 0.5, transcript: bool = True) -> CTCGuide:
+    return CTCGuide(steps, [transcript], pieces, end_ids=[END], prompt_length=2, weight=weight)
+
+
+def written(*tokens: str) -> Tensor:
+    return torch.tensor([[0, 0, *(TOKENS.index(token) for token in tokens)]])
+
+
+def test_tokens_are_pieces_whatever_their_case_and_where_a_word_begins_without_a_space(
+    vocabulary: CTCVocabulary, pieces: TokenPieces
+) -> None:
+    def names(numbers: Tensor) -> list[str]:
+        kinds = {0: "sign", -1: "never"}
+        return [kinds.get(number) or vocabulary.pieces[number - 1] for number in numbers.tolist()]
+
+    # Of:                              Ġ    a    b    Ġa    Ġb    A    ĠB    .       7        <end>
+    assert names(pieces.later) == ["Ġ", "a", "b", "Ġa", "Ġb", "a", "Ġb", "sign", "never", "never"]
+    assert names(pieces.first) == ["Ġ", "Ġa", "Ġb", "Ġa", "Ġb", "Ġa", "Ġb", "sign", "never", "never"]
+
+
+def test_what_one_is_sure_of_the_other_may_decide(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
+    # CTC: a or b alike, once. The LLM: rather b, but rather still the end.
+    steps = hears(vocabulary, {"Ġa": 0.5, "Ġb": 0.5}, {})
+    mixed = guide(steps, pieces)(written(), thinks(a=0.1, b=0.3, **{"<end>": 0.6}))[0].exp()
+    shares = {"a": math.sqrt(0.1 * 0.5), "b": math.sqrt(0.3 * 0.5)}
+    for token, share in shares.items():
+        assert mixed[TOKENS.index(token)] == pytest.approx(share / sum(shares.values()), abs=1e-3)
+    assert mixed[END] < 1e-3
+    assert mixed.sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_with_all_the_weight_ctc_alone_writes(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
+    steps = hears(vocabulary, {"Ġa": 0.9}, {}, {"Ġb": 0.8})
+    guided, text = guide(steps, pieces, weight=1.0), []
+    for _ in range(3):
+        scores = guided(written(*text), thinks(a=0.25, _a=0.25, _b=0.25, **{"<end>": 0.25}))
+        text.append(TOKENS[int(scores.argmax())])
+    assert text[1:] == ["Ġb", "<end>"]
+    assert text[0] in ("a", "Ġa", "A")
+
+
+def test_signs_are_the_llms_affair(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
+    guided = guide(hears(vocabulary, {"Ġa": 1 - 1e-6}, {}), pieces)
+    mixed = guided(written("a"), thinks(**{".": 0.7, "_b": 0.2, "<end>": 0.1}))[0].exp()
+    assert mixed[TOKENS.index(".")] == pytest.approx(0.7, abs=1e-4)
+    assert mixed[END] == pytest.approx(0.3, abs=1e-2)
+    # Behind the sign CTC expects what it expected before it.
+    assert guided(written("a", "."), thinks(**{"_b": 0.6, "<end>": 0.4}))[0].argmax() == END
+
+
+def test_what_ctc_cannot_hear_is_not_written(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
+    mixed = guide(hears(vocabulary, {"Ġa": 0.9}), pieces)(written(), thinks(**{"7": 0.9, "a": 0.1}))[0]
+    assert mixed[TOKENS.index("7")] == -math.inf
+    assert mixed.argmax() == TOKENS.index("a")
+
+
+def test_other_answers_and_finished_ones_stay_as_they_are(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
+    steps, scores = hears(vocabulary, {"Ġa": 0.9}), thinks(**{"7": 0.9, "a": 0.1})
+    assert torch.equal(guide(steps, pieces, transcript=False)(written(), scores), scores)
+    assert torch.equal(guide(steps, pieces)(written("a", "<end>"), scores), scores)
+
+
+def test_where_ctc_finds_all_impossible_the_llm_decides(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
+    guided, scores = guide(hears(vocabulary, {"Ġa": 0.9}), pieces), thinks(a=0.6, b=0.4)
+    assert torch.equal(guided(written("a", "b"), scores), scores)  # two pieces in one step
+
+
+def test_beams_of_a_clip_have_prefixes_of_their_own(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
+    guided = guide(hears(vocabulary, {"Ġa": 0.6, "Ġb": 0.4}, {}, {"Ġb": 0.5}), pieces)
+    both = torch.cat([written("a"), written("b")])
+    scores = thinks(_a=0.3, _b=0.3, **{"<end>": 0.4}).repeat(2, 1)
+    mixed = guided(both, scores)
+    for row in range(2):
+        alone = guide(hears(vocabulary, {"Ġa": 0.6, "Ġb": 0.4}, {}, {"Ġb": 0.5}), pieces)
+        torch.testing.assert_close(mixed[row], alone(both[row : row + 1], scores[:1])[0])
+    assert not torch.allclose(mixed[0], mixed[1])
