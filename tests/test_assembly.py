@@ -29,6 +29,7 @@ from stapes.assembly import build, file_bytes, load_model, part_of, save_model
 from stapes.errors import ModelFolderError, StapesError, WeightsError
 from stapes.model import ConnectorConfig, StapesForConditionalGeneration, StapesProcessor
 from stapes.model.speech_encoder import SpeechEncoder
+from stapes.model.speller import Speller
 from stapes.parts import load_language_model
 
 Waveforms = Callable[[float, int], np.ndarray]
@@ -394,6 +395,29 @@ def test_the_rows_that_ctc_is_taught_against_are_the_llms_own(
     back, back_processor = load_model(tmp_path / "model")
     assert torch.equal(back.connector.token_embeddings.weight, model.connector.token_embeddings.weight)
     assert torch.equal(logits_of(back, back_processor, speech_like), logits_of(model, processor, speech_like))
+
+
+@pytest.mark.parametrize("trained_only", [True, False])
+def test_letters_of_pieces_follow_from_the_vocabulary(
+    parts: Path, tmp_path: Path, speech_like: Waveforms, trained_only: bool
+) -> None:
+    model, processor = build_from(parts, ConnectorConfig(**{**CTC.to_dict(), "ctc_spelling": 4}))
+    speller = model.connector.speller
+    assert isinstance(speller, Speller)
+    assert speller.spelling.count_nonzero() == 28  # a letter each
+    assert not speller.to_letters.weight.any()  # it begins without a say
+    torch.nn.init.normal_(speller.to_letters.weight)
+    save_model(model, processor, tmp_path / "model", trained_only=trained_only)
+    held = load_file(tmp_path / "model" / ("trained.safetensors" if trained_only else "model.safetensors"))
+    assert ("connector.speller.spelling" in held) != trained_only
+    back, back_processor = load_model(tmp_path / "model")
+    assert torch.equal(logits_of(back, back_processor, speech_like), logits_of(model, processor, speech_like))
+    if trained_only:
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        connector = {**config["connector_config"], "num_letter_groups": 27}
+        change_json(tmp_path / "model" / "config.json", connector_config=connector)
+        with pytest.raises(ModelFolderError):
+            load_model(tmp_path / "model")
 
 
 def test_a_tokenizer_that_spells_other_pieces_is_refused(parts: Path, tmp_path: Path) -> None:
