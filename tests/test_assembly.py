@@ -416,7 +416,7 @@ def test_letters_of_pieces_follow_from_the_vocabulary(
         config = json.loads((tmp_path / "model" / "config.json").read_text())
         connector = {**config["connector_config"], "num_letter_groups": 27}
         change_json(tmp_path / "model" / "config.json", connector_config=connector)
-        with pytest.raises(ModelFolderError):
+        with pytest.raises(ModelFolderError, match=r"connector\.speller\.groups\.weight"):
             load_model(tmp_path / "model")
 
 

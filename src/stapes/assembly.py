@@ -236,7 +236,8 @@ def _ctc_vocabulary(llm: str, tokenizer: Any, connector: ConnectorConfig) -> CTC
     except ValueError as error:
         raise ModelFolderError(f"{llm}: {error}") from error
     connector.num_ctc_tokens = len(vocabulary)
-    connector.num_letter_groups = len(letter_groups(vocabulary.pieces)[0])
+    if connector.ctc_spelling:
+        connector.num_letter_groups = len(letter_groups(vocabulary.pieces)[0])
     return vocabulary
 
 

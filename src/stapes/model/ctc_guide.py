@@ -85,12 +85,10 @@ class CTCGuide(LogitsProcessor):
     ) -> None:
         self._pieces, self._end_ids = pieces, sorted(end_ids)
         self._prompt_length, self._weight = prompt_length, weight
-        posteriors = steps.logits.double().softmax(dim=-1).cpu().numpy()
-        lengths = steps.mask.sum(dim=1).tolist()
         self._transcripts = list(transcripts)
         self._prefixes: list[dict[tuple[int, ...], CTCPrefix]] = [
-            {(): CTCPrefix(posteriors[row, :length])} if asked else {}
-            for row, (length, asked) in enumerate(zip(lengths, transcripts, strict=True))
+            {(): CTCPrefix(logits[real].double().softmax(dim=-1).cpu().numpy())} if asked else {}
+            for logits, real, asked in zip(steps.logits, steps.mask, transcripts, strict=True)
         ]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # legacy aliases of Tensor

@@ -78,10 +78,8 @@ def letter_groups(pieces: Sequence[str]) -> tuple[list[str], Tensor]:
     spelt = [_groups(piece)[:MAX_GROUPS] for piece in pieces]
     groups = sorted(set(chain.from_iterable(spelt)))
     number = {group: index for index, group in enumerate(groups, start=1)}
-    spelling = torch.zeros(len(pieces), MAX_GROUPS, dtype=torch.int32)
-    for row, found in zip(spelling, spelt, strict=True):
-        row[: len(found)] = torch.tensor([number[group] for group in found], dtype=torch.int32)
-    return groups, spelling
+    rows = [[number[group] for group in found] + [0] * (MAX_GROUPS - len(found)) for found in spelt]
+    return groups, torch.tensor(rows, dtype=torch.int32)
 
 
 def _groups(piece: str) -> list[str]:
