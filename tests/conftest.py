@@ -75,6 +75,7 @@ def make_model_and_processor(
     tail: Literal["pad", "drop"] = "pad",
     sound: Literal["beats", "eat", "ast", "clap"] | None = None,
     sound_layer: int | None = None,
+    ctc_letters: int = 0,
 ) -> tuple[StapesForConditionalGeneration, StapesProcessor]:
     """Build a model of 0.2 M parameters in eval mode, and its processor.
 
@@ -104,6 +105,7 @@ def make_model_and_processor(
             intermediate_size=64,
             num_ctc_tokens=28,
             sound_layer=sound_layer,
+            ctc_letters=ctc_letters,
         )
     )
     config = StapesConfig(

@@ -420,6 +420,16 @@ def test_letters_of_pieces_follow_from_the_vocabulary(
             load_model(tmp_path / "model")
 
 
+@pytest.mark.parametrize("trained_only", [True, False])
+def test_what_hears_letters_comes_back(parts: Path, tmp_path: Path, trained_only: bool) -> None:
+    model, processor = build_from(parts, ConnectorConfig(**{**CTC.to_dict(), "ctc_letters": 64}))
+    save_model(model, processor, tmp_path / "model", trained_only=trained_only)
+    back, _ = load_model(tmp_path / "model")
+    frames, mask = torch.randn(1, 20, model.config.speech_config.d_model), torch.ones(1, 20, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(back.hear(frames, mask)[0], model.eval().hear(frames, mask)[0])
+
+
 def test_a_tokenizer_that_spells_other_pieces_is_refused(parts: Path, tmp_path: Path) -> None:
     model, processor = build_from(parts, CTC)
     save_model(model, processor, tmp_path / "model", trained_only=True)

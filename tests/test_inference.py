@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,7 +17,7 @@ import stapes
 from stapes.data.prompts import TEST_INSTRUCTIONS, TRAIN_INSTRUCTIONS
 from stapes.errors import AudioError, ModelFolderError
 from stapes.inference import Answer, AudioLM, load, rounding_margin
-from stapes.model import CTCCompressor, CTCVocabulary, StapesForConditionalGeneration, StapesProcessor
+from stapes.model import CTCCompressor, CTCVocabulary, StapesForConditionalGeneration, StapesProcessor, letter_numbers
 
 Waveforms = Callable[[float, int], np.ndarray]
 ModelFactory = Callable[..., tuple[StapesForConditionalGeneration, StapesProcessor]]
@@ -124,6 +125,12 @@ def hearing(made: tuple[StapesForConditionalGeneration, StapesProcessor], letter
     assert isinstance(connector, CTCCompressor)
     number = CTCVocabulary(lm.processor.tokenizer, 0).pieces.index(letter)
     with torch.no_grad():
+        if connector.letters is not None:
+            # Not what the pieces are: letters have the say where there are both.
+            (of_letter,), letter = letter_numbers(letter), "x"
+            connector.letters.out.weight.zero_()
+            connector.letters.out.bias.zero_()[of_letter] = 1000
+            number = CTCVocabulary(lm.processor.tokenizer, 0).pieces.index(letter)
         connector.norm_llm.weight.zero_()
         connector.blank.weight.zero_()
         connector.norm_llm.bias.copy_(1000 * connector.token_embeddings.weight[number])
@@ -132,13 +139,15 @@ def hearing(made: tuple[StapesForConditionalGeneration, StapesProcessor], letter
     return lm
 
 
+@pytest.mark.parametrize("letters", [0, 64])
 def test_a_transcript_is_what_ctc_hears_as_far_as_it_has_a_say(
-    tiny_model_and_processor: ModelFactory, speech_like: Waveforms
+    tiny_model_and_processor: ModelFactory, speech_like: Waveforms, letters: int
 ) -> None:
     clips = [speech_like(1.0, 0), speech_like(2.0, 1), speech_like(1.5, 2)]
     asked = [TEST_INSTRUCTIONS["asr"], "Who?", TRAIN_INSTRUCTIONS["asr"][-1]]
-    alone = hearing(tiny_model_and_processor("ctc_compressor"), "q", 0.0).answer(clips, asked, max_new_tokens=8)
-    lm = hearing(tiny_model_and_processor("ctc_compressor"), "q", 1.0)
+    made = partial(tiny_model_and_processor, "ctc_compressor", ctc_letters=letters)
+    alone = hearing(made(), "q", 0.0).answer(clips, asked, max_new_tokens=8)
+    lm = hearing(made(), "q", 1.0)
     guided = lm.answer(clips, asked, max_new_tokens=8)
     assert guided[0] == guided[2] == Answer("Q", 2, truncated=False)  # a capital is as good, and comes first
     assert alone[0] == alone[1] == alone[2] == guided[1] != guided[0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor
 
 from stapes.model import StapesForConditionalGeneration, StapesProcessor
 from stapes.streaming import TokenStream, settled
@@ -54,6 +56,20 @@ def test_a_closed_stream_has_stopped_its_model(prompt: Prompt) -> None:
     assert len(list(stream)) < 800
     stream.close()
     assert list(stream) == []
+
+
+def test_a_finished_stream_leaves_no_thread_behind(prompt: Prompt) -> None:
+    class SlowToGo(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # legacy aliases
+            return scores
+
+        def __del__(self) -> None:
+            sleep(0.2)
+
+    model, inputs = prompt
+    # A thread that outlives the last token is cut off where a script ends there, and the process aborts.
+    list(TokenStream(model, inputs, max_new_tokens=3, guides=[SlowToGo()]))
+    assert threads() == []
 
 
 def test_a_stream_that_is_let_go_stops_its_model(prompt: Prompt) -> None:

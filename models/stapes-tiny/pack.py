@@ -1,4 +1,4 @@
-"""Copy the last stage of the training run to this folder, with its tensors in float16: half the size.
+"""Copy the last stage of the training run to this folder, tensors in float16 and the tokenizer without blanks.
 
     python models/stapes-tiny/pack.py runs/stapes-tiny/answer
 
@@ -7,6 +7,7 @@ What is measured is what was packed.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -30,7 +31,15 @@ def main(stage: Path) -> None:
     for path in sorted(stage.iterdir()):
         if path.is_file() and path.name not in NOT_THE_MODEL:
             shutil.copyfile(path, HERE / path.name)
+    _compact(HERE / "tokenizer.json")
     print(f"{(HERE / TRAINED_FILE).stat().st_size / 1e6:.1f} MB")
+
+
+def _compact(tokenizer: Path) -> None:
+    """Write what is in it without line breaks, and merges as texts, which `tokenizers` reads as well."""
+    settings = json.loads(tokenizer.read_text("utf-8"))
+    settings["model"]["merges"] = [" ".join(merge) for merge in settings["model"]["merges"]]
+    tokenizer.write_text(json.dumps(settings, ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Change how a model's CTC compressor hears, and keep all that it learnt and that still fits.
 
-    python models/stapes-tiny/reshape.py MODEL OUT [--merges N] [--spelling N] [--sharpness X] [--weight X]
-        [--sound-layer N] [--detail X]
+    python models/stapes-tiny/reshape.py MODEL OUT [--merges N] [--spelling N] [--letters N] [--sharpness X]
+        [--weight X] [--sound-layer N] [--detail X]
 
 `--merges`: how many merges of the LLM's BPE make the pieces that CTC hears from now on; few, and words are spelt in
 short pieces, each of which is often heard; many, and they are heard whole, the rare ones never. `--spelling`,
-`--sharpness`, `--weight` and `--sound-layer`: the `ctc_…` and `sound_layer` of `ConnectorConfig`; letters and a sound
-layer have all to learn. `--detail`: a factor for the learnt rest that the LLM reads beside the embeddings of what was
-heard. OUT is a folder for `start_from`.
+`--letters`, `--sharpness`, `--weight` and `--sound-layer`: the `ctc_…` and `sound_layer` of `ConnectorConfig`;
+spelling, letters and a sound layer have all to learn. `--detail`: a factor for the learnt rest that the LLM reads
+beside the embeddings of what was heard. OUT is a folder for `start_from`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--merges", type=int)
     parser.add_argument("--spelling", type=int)
+    parser.add_argument("--letters", type=int)
     parser.add_argument("--sharpness", type=float)
     parser.add_argument("--weight", type=float)
     parser.add_argument("--sound-layer", type=int)
@@ -50,6 +51,7 @@ def main() -> None:
             "num_ctc_tokens": len(vocabulary),
             "num_letter_groups": len(letter_groups(vocabulary.pieces)[0]),
             "ctc_spelling": asked.spelling or before.ctc_spelling,
+            "ctc_letters": asked.letters or before.ctc_letters,
             "ctc_sharpness": asked.sharpness or before.ctc_sharpness,
             "ctc_weight": before.ctc_weight if asked.weight is None else asked.weight,
             "sound_layer": asked.sound_layer or before.sound_layer,

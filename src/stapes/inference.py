@@ -22,8 +22,10 @@ from .defaults import find_model
 from .model import (
     CTCGuide,
     CTCVocabulary,
+    Listener,
     StapesForConditionalGeneration,
     StapesProcessor,
+    TokenLetters,
     TokenPieces,
 )
 from .streaming import TokenStream, before_stop, settled
@@ -154,19 +156,28 @@ class AudioLM:
         frames, frames_mask = self.model.encode(**features)
         ends = self.model.generation_config.eos_token_id
         guide = CTCGuide(
-            self.model.hear(frames, frames_mask),
-            transcripts,
-            self._pieces,
+            self._listeners(frames, frames_mask, transcripts),
+            self._heard.signs,
             end_ids=[ends] if isinstance(ends, int) else list(ends or ()),
             prompt_length=inputs["input_ids"].shape[1],
             weight=weight,
         )
         return {**inputs, "encoder_frames": frames, "encoder_frames_mask": frames_mask}, [guide]
 
+    def _listeners(self, frames: Tensor, frames_mask: Tensor, wanted: Sequence[bool]) -> list[Listener | None]:
+        logits, mask = self.model.hear(frames, frames_mask)
+        return [
+            self._heard.listen(of_clip[real]) if asked else None
+            for of_clip, real, asked in zip(logits, mask, wanted, strict=True)
+        ]
+
     @cached_property
-    def _pieces(self) -> TokenPieces:
-        tokenizer = self.processor.tokenizer
-        return TokenPieces(tokenizer, CTCVocabulary(tokenizer, self.model.config.connector_config.ctc_merges))
+    def _heard(self) -> TokenLetters | TokenPieces:
+        """What the LLM's tokens are to one who hears what its connector does."""
+        tokenizer, connector = self.processor.tokenizer, self.model.config.connector_config
+        if connector.ctc_letters:
+            return TokenLetters(tokenizer)
+        return TokenPieces(tokenizer, CTCVocabulary(tokenizer, connector.ctc_merges))
 
     def read(self, token_ids: Sequence[int]) -> Answer:
         """Turn generated tokens into an answer; what follows the end symbol is not part of it."""

@@ -67,6 +67,8 @@ class TokenStream:
         if isinstance(item, TimedToken):
             return item
         self._ended = True
+        # What it still holds is let go in the thread: a script that ends here must not cut it off.
+        self._thread.join()
         if item is not None:
             raise item
         raise StopIteration

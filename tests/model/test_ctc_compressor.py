@@ -153,7 +153,7 @@ def test_sounds_are_named_from_the_sound_layer_alone() -> None:
 
 
 @torch.no_grad()
-def test_the_loss_of_sounds_is_a_mean_over_words_and_slots() -> None:
+def test_the_loss_of_sounds_is_a_sum_over_words_of_means_over_slots() -> None:
     connector = random_connector(sound_layer=2)
     connector.blank.bias.fill_(1000)
     frames, mask = torch.randn(2, 20, 2 * D), torch.ones(2, 20, dtype=torch.bool)
@@ -167,24 +167,54 @@ def test_the_loss_of_sounds_is_a_mean_over_words_and_slots() -> None:
         _, logits = connector._name(frames[row : row + 1, :length], mask[row : row + 1, :length], to_sound)
         mean = logits[0].log_softmax(dim=-1).mean(dim=0)
         expected += [-mean[word] for word in words]
-    torch.testing.assert_close(loss, torch.stack(expected).mean())
+    torch.testing.assert_close(loss, torch.stack(expected).sum())
 
 
 def test_what_an_objective_teaches() -> None:
     llm_side = {"detail", "sound_out"}
     hears = {"norm_in", "conv", "layers", "norm_out", "to_llm", "norm_llm", "blank"}
-    for sound_layer, objective, expected in (
-        (None, "ctc", hears),
-        (None, "answer", {*llm_side, "sound_in", "norm_sound"}),
-        (2, "ctc", hears),
-        (2, "sound", {"namer"}),
-        (2, "answer", llm_side),
+    for changes, objective, expected in (
+        ({}, "ctc", hears),
+        ({}, "answer", {*llm_side, "sound_in", "norm_sound"}),
+        ({"sound_layer": 2}, "ctc", hears),
+        ({"sound_layer": 2}, "sound", {"namer"}),
+        ({"sound_layer": 2}, "answer", llm_side),
+        ({"ctc_letters": 64}, "ctc", {*hears, "letters"}),
+        ({"ctc_letters": 64}, "letters", {"letters"}),
+        ({"ctc_letters": 64}, "answer", {*llm_side, "sound_in", "norm_sound"}),
     ):
-        connector = random_connector(sound_layer=sound_layer)
+        connector = random_connector(**changes)
         connector.let_learn(objective)  # type: ignore[arg-type]
         assert {name.split(".")[0] for name, p in connector.named_parameters() if p.requires_grad} == expected
     with pytest.raises(ValueError, match="the connector names no sounds; `objective: sound` teaches one"):
         random_connector().let_learn("sound")
+    with pytest.raises(ValueError, match="the connector hears no letters; `objective: letters` teaches one"):
+        random_connector().let_learn("letters")
+
+
+@torch.no_grad()
+def test_letters_do_not_depend_on_the_batch_and_see_no_sound_layer() -> None:
+    connector = random_connector(ctc_letters=64, sound_layer=2)
+    lengths = [1, 2, 9, 51]
+    frames, mask = torch.full((4, 51, 2 * D), 9.0), torch.zeros(4, 51, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        frames[row, :length] = torch.randn(length, 2 * D, generator=torch.Generator().manual_seed(row))
+        mask[row, :length] = True
+    together, steps = connector.hear(frames, mask)
+    assert together.shape == (4, 51, 29)
+    assert torch.equal(steps, mask)
+    frames[..., D:] = 0.0
+    for row, length in enumerate(lengths):
+        alone, _ = connector.hear(frames[row : row + 1, :length], mask[row : row + 1, :length])
+        torch.testing.assert_close(together[row, :length], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_heard_are_pieces_where_there_are_no_letters() -> None:
+    connector = random_connector()
+    frames, mask = torch.randn(1, 40, D), all_real(40)
+    logits, steps = connector.hear(frames, mask)
+    torch.testing.assert_close(logits, connector.read(frames, mask).logits)
+    assert steps.shape == logits.shape[:2] == (1, 10)
 
 
 @pytest.mark.parametrize("sound_layer", [None, 2])

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from stapes.model import CTCGuide, CTCVocabulary, TokenPieces
-from stapes.model.ctc_compressor import CTCSteps
+from stapes.model import CTCGuide, CTCVocabulary, TokenLetters, TokenPieces
+from stapes.model.letter_hearer import LETTERS, letter_numbers
 
 TOKENS = ["Ġ", "a", "b", "Ġa", "Ġb", "A", "ĠB", ".", "7", "<end>"]
 MERGES = [("Ġ", "a"), ("Ġ", "b")]
@@ -36,14 +36,14 @@ def pieces(vocabulary: CTCVocabulary) -> TokenPieces:
     return TokenPieces(tokenizer(), vocabulary)
 
 
-def hears(vocabulary: CTCVocabulary, *steps: dict[str, float]) -> CTCSteps:
-    """Steps at which CTC finds these pieces this likely, and is silent with what is left."""
-    posteriors = torch.full((1, len(steps), 1 + len(vocabulary)), 1e-9)
+def hears(vocabulary: CTCVocabulary, *steps: dict[str, float]) -> Tensor:
+    """Logits (S, 1 + C) of CTC that finds these pieces this likely, step by step, and is silent with what is left."""
+    posteriors = torch.full((len(steps), 1 + len(vocabulary)), 1e-9)
     for step, likely in enumerate(steps):
         for piece, probability in likely.items():
-            posteriors[0, step, 1 + vocabulary.pieces.index(piece)] = probability
-        posteriors[0, step, 0] = 1 - sum(likely.values())
-    return CTCSteps(torch.zeros(1, len(steps), 1), posteriors.log(), torch.ones(1, len(steps), dtype=torch.bool))
+            posteriors[step, 1 + vocabulary.pieces.index(piece)] = probability
+        posteriors[step, 0] = 1 - sum(likely.values())
+    return posteriors.log()
 
 
 def thinks(**likely: float) -> Tensor:
@@ -52,8 +52,11 @@ def thinks(**likely: float) -> Tensor:
     return torch.tensor([[math.log(found.get(token, 1e-9)) for token in TOKENS]])
 
 
-def guide(steps: CTCSteps, pieces: TokenPieces, *, weight: float = 0.5, transcript: bool = True) -> CTCGuide:
-    return CTCGuide(steps, [transcript], pieces, end_ids=[END], prompt_length=2, weight=weight)
+def guide(
+    steps: Tensor, heard: TokenPieces | TokenLetters, *, weight: float = 0.5, transcript: bool = True
+) -> CTCGuide:
+    listeners = [heard.listen(steps) if transcript else None]
+    return CTCGuide(listeners, heard.signs, end_ids=[END], prompt_length=2, weight=weight)
 
 
 def written(*tokens: str) -> Tensor:
@@ -128,3 +131,16 @@ def test_beams_of_a_clip_have_prefixes_of_their_own(vocabulary: CTCVocabulary, p
         alone = guide(hears(vocabulary, {"Ġa": 0.6, "Ġb": 0.4}, {}, {"Ġb": 0.5}), pieces)
         torch.testing.assert_close(mixed[row], alone(both[row : row + 1], scores[:1])[0])
     assert not torch.allclose(mixed[0], mixed[1])
+
+
+def test_letters_guide_as_pieces_do() -> None:
+    heard = TokenLetters(tokenizer())
+    logits = torch.full((4, 1 + len(LETTERS)), -20.0)
+    for frame, letter in enumerate(letter_numbers("a b")):
+        logits[frame, letter] = 0.0
+    logits[3, 0] = 0.0
+    guided, text = guide(logits, heard), []
+    for _ in range(3):
+        scores = guided(written(*text), thinks(a=0.1, b=0.3, _a=0.3, _b=0.1, **{"<end>": 0.2}))
+        text.append(TOKENS[int(scores.argmax())])
+    assert text == ["Ġa", "Ġb", "<end>"]

@@ -36,14 +36,16 @@ SECTION = CTCCompressor.model_validate(
 )
 
 
-def shape(num_pieces: int = 30, sound_layer: int | None = None, spelling: int = 0) -> CTCCompressorShape:
-    section = SECTION.model_copy(update={"sound_layer": sound_layer, "spelling": spelling})
+def shape(
+    num_pieces: int = 30, sound_layer: int | None = None, spelling: int = 0, letters: int = 0
+) -> CTCCompressorShape:
+    section = SECTION.model_copy(update={"sound_layer": sound_layer, "spelling": spelling, "letters": letters})
     read = read_connector(section, 32, 64, CTCPieces(num_pieces, 50))
     assert isinstance(read, CTCCompressorShape)
     return read
 
 
-def built(sound_layer: int | None = None, spelling: int = 0) -> Built:
+def built(sound_layer: int | None = None, spelling: int = 0, letters: int = 0) -> Built:
     config = ConnectorConfig(
         kind="ctc_compressor",
         frames_per_window=8,
@@ -56,14 +58,17 @@ def built(sound_layer: int | None = None, spelling: int = 0) -> Built:
         num_letter_groups=50,
         sound_layer=sound_layer,
         ctc_spelling=spelling,
+        ctc_letters=letters,
     )
     return Built(config, 32, 64).eval()
 
 
-@pytest.mark.parametrize(("sound_layer", "spelling"), [(None, 0), (2, 0), (None, 8)])
-def test_its_weights_are_those_of_the_built_one(sound_layer: int | None, spelling: int) -> None:
-    weights = shape(sound_layer=sound_layer, spelling=spelling).weights()
-    made = built(sound_layer, spelling)
+@pytest.mark.parametrize(
+    ("sound_layer", "spelling", "letters"), [(None, 0, 0), (2, 0, 0), (None, 8, 0), (None, 0, 128)]
+)
+def test_its_weights_are_those_of_the_built_one(sound_layer: int | None, spelling: int, letters: int) -> None:
+    weights = shape(sound_layer=sound_layer, spelling=spelling, letters=letters).weights()
+    made = built(sound_layer, spelling, letters)
     for is_buffer, tensors in ((False, made.named_parameters()), (True, made.named_buffers())):
         listed = {weight.name: weight.shape for weight in weights if weight.is_buffer == is_buffer}
         assert listed == {name: tuple(tensor.shape) for name, tensor in tensors}

@@ -214,6 +214,10 @@ QFORMER_KEYS = (
             "R: train.align: `objective: sound` wants `sound_layer` in `model.connector`",
         ),
         (
+            MODEL + "  connector: {kind: ctc_compressor}\n" + TRAIN + "    objective: letters\n",
+            "R: train.align: `objective: letters` wants `letters` in `model.connector`",
+        ),
+        (
             MODEL + "  sound_encoder: ./beats\n  connector: {kind: ctc_compressor, sound_layer: 2}\n" + TRAIN,
             "R: model: sounds are heard by a `sound_encoder` or by a `sound_layer`, not by both",
         ),

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from stapes.data.collator import IGNORE, Example, collate_hearing
 from stapes.data.sample import load_manifest, transcript_of
 from stapes.errors import ManifestError, StapesError
-from stapes.model import CTCVocabulary
+from stapes.model import CTCVocabulary, letter_numbers
 from stapes.recipe import Stage
 from stapes.train.stage import train_stage
 
@@ -130,6 +130,53 @@ def test_the_loss_is_a_mean_over_the_pieces_of_all_batches(tiny_model_and_proces
         for i in range(2)
     ]
     torch.testing.assert_close(sum(parts), whole)
+
+
+def test_letters_are_learnt_alone_or_beside_the_pieces(manifest, tmp_path, tiny_model_and_processor):
+    model, processor = tiny_model_and_processor("ctc_compressor", ctc_letters=64)
+    learnt = {}
+    for objective, max_steps in (("letters", 40), ("ctc", 3)):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        stage = stage_of(manifest, objective=objective, max_steps=max_steps)
+        folder = tmp_path / objective
+        train_stage(model, processor, stage, name=objective, seed=0, folder=folder, cache=tmp_path / "cache")
+        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert all(name.startswith("connector.") for name in changed)
+        learnt[objective] = {name.split(".")[1] for name in changed}
+    assert learnt["letters"] == {"letters"}
+    assert learnt["ctc"] > {"letters", "conv", "to_llm"}
+    lines = [json.loads(line) for line in (tmp_path / "letters/losses.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert losses[-1] < 0.7 * lines[0]["loss"]
+
+
+def test_a_stage_for_letters_wants_a_connector_that_has_them(manifest, tmp_path, tiny_model_and_processor):
+    model, processor = tiny_model_and_processor("ctc_compressor")
+    stage = stage_of(manifest, objective="letters")
+    with pytest.raises(StapesError, match="stage `spell`: the connector hears no letters"):
+        train_stage(model, processor, stage, name="spell", seed=0, folder=tmp_path / "s", cache=tmp_path / "cache")
+
+
+def test_letters_come_beside_pieces_or_alone(tiny_tokenizer):
+    vocabulary = CTCVocabulary(tiny_tokenizer, 0)
+    examples = [Example("", "", encoder_frames=torch.zeros(4, 8), transcript=text) for text in ("A b'c.", "")]
+    beside = collate_hearing(examples, vocabulary, "ctc", with_letters=True)
+    spelt = letter_numbers("a b'c")
+    assert beside["letter_labels"].tolist() == [spelt, [IGNORE] * len(spelt)]
+    assert torch.equal(beside["labels"], collate_hearing(examples, vocabulary, "ctc")["labels"])
+    alone = collate_hearing(examples, vocabulary, "letters", with_letters=True)
+    assert alone["labels"].tolist() == [[IGNORE, *spelt], [IGNORE] * (1 + len(spelt))]
+    assert "letter_labels" not in alone
+
+
+def test_the_loss_of_letters_is_added_to_that_of_pieces(tiny_model_and_processor):
+    model, _ = tiny_model_and_processor("ctc_compressor", ctc_letters=64)
+    labels, letters = torch.tensor([[IGNORE, 3, 5]]), torch.tensor([letter_numbers("a bc")])
+    frames = {"encoder_frames": torch.randn(1, 60, 32), "encoder_frames_mask": torch.ones(1, 60, dtype=torch.bool)}
+    both = model.hearing_loss(labels, "ctc", letter_labels=letters, **frames)
+    of_pieces = model.hearing_loss(labels, "ctc", **frames)
+    of_letters = model.hearing_loss(torch.nn.functional.pad(letters, (1, 0), value=IGNORE), "letters", **frames)
+    torch.testing.assert_close(2 * both, 2 * of_pieces + 4 * of_letters)
 
 
 def test_sounds_are_named_by_a_stage_of_their_own(manifest, tmp_path, tiny_model_and_processor):

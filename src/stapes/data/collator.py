@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..model import CTCVocabulary, StapesProcessor
+from ..model import CTCVocabulary, StapesProcessor, letter_numbers
 from .spoken import caption_words, spoken_words
 
 IGNORE = -100
@@ -75,25 +75,29 @@ def collate(
 
 
 def collate_hearing(
-    examples: Sequence[Example], vocabulary: CTCVocabulary, objective: Literal["ctc", "sound"]
+    examples: Sequence[Example],
+    vocabulary: CTCVocabulary,
+    objective: Literal["ctc", "letters", "sound"],
+    with_letters: bool = False,
 ) -> dict[str, Tensor]:
     """Spell and right-pad a batch for a connector that learns to hear, which needs no prompt.
 
     Args:
         examples: of one batch.
         vocabulary: the pieces that the connector hears.
-        objective: `ctc` spells what is said, `sound` the words of the caption, or that someone speaks where a
-            transcript stands.
+        objective: `ctc` spells what is said in pieces, `letters` in letters, `sound` the words of the caption, or that
+            someone speaks where a transcript stands.
+        with_letters: whether letters are wanted beside the pieces of `ctc`.
 
     Returns:
-        `labels` (B, 1 + U): pieces of `vocabulary`, `IGNORE` in the first column and as padding; and the audio as
-        `collate` gives it. The first column is there because those who count labels leave it out: a language model
-        predicts none from nothing.
+        `labels` (B, 1 + U): pieces of `vocabulary` or letters, `IGNORE` in the first column and as padding, and the
+        audio as `collate` gives it; maybe `letter_labels` (B, U'). The first column is there because those who count
+        labels leave it out: a language model predicts none from nothing.
 
     Raises:
         ValueError: if a transcript is not known.
     """
-    rows = []
+    said = []
     for example in examples:
         if example.transcript is None:
             raise ValueError(
@@ -103,11 +107,19 @@ def collate_hearing(
         words = spoken_words(example.transcript)
         if objective == "sound":
             words = caption_words(OF_SPEECH if words else example.target)
-        rows.append(vocabulary.encode(words))
-    labels = torch.full((len(rows), 1 + max(len(row) for row in rows)), IGNORE)
+        said.append(words)
+    spell = letter_numbers if objective == "letters" else vocabulary.encode
+    batch = {"labels": _pad_labels([[IGNORE, *spell(words)] for words in said])} | _pad_audio(examples)
+    if with_letters and objective == "ctc":
+        batch["letter_labels"] = _pad_labels([letter_numbers(words) for words in said])
+    return batch
+
+
+def _pad_labels(rows: Sequence[Sequence[int]]) -> Tensor:
+    padded = torch.full((len(rows), max(len(row) for row in rows)), IGNORE)
     for number, row in enumerate(rows):
-        labels[number, 1 : 1 + len(row)] = torch.tensor(row, dtype=torch.int64)
-    return {"labels": labels} | _pad_audio(examples)
+        padded[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return padded
 
 
 def _tokenize(example: Example, processor: StapesProcessor, vocabulary: CTCVocabulary | None) -> tuple[list[int], int]:

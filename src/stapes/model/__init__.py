@@ -12,10 +12,13 @@ from transformers import (
 from .beats import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
 from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
 from .ctc_compressor import CTCCompressor, Objective
-from .ctc_guide import CTCGuide, TokenPieces
+from .ctc_guide import CTCGuide, Listener
 from .ctc_vocabulary import CTCVocabulary
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
 from .families import FAMILIES, Family, find_family, find_reserved_tokens
+from .heard_letters import LetterListener, TokenLetters
+from .heard_pieces import PieceListener, TokenPieces
+from .letter_hearer import letter_numbers
 from .modeling import StapesForConditionalGeneration
 from .processing import StapesFeatureExtractor, StapesProcessor
 from .sound_tower import TOWER_TYPES, SoundTower, SoundTowerConfig, SoundTowerFeatureExtractor, describe_tower
@@ -49,7 +52,10 @@ __all__ = [
     "EatEncoder",
     "EatFeatureExtractor",
     "Family",
+    "LetterListener",
+    "Listener",
     "Objective",
+    "PieceListener",
     "SoundTower",
     "SoundTowerConfig",
     "SoundTowerFeatureExtractor",
@@ -57,9 +63,11 @@ __all__ = [
     "StapesFeatureExtractor",
     "StapesForConditionalGeneration",
     "StapesProcessor",
+    "TokenLetters",
     "TokenPieces",
     "describe_tower",
     "find_family",
     "find_reserved_tokens",
+    "letter_numbers",
     "num_audio_tokens",
 ]

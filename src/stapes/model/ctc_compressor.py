@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from .configuration import ConnectorConfig
+from .letter_hearer import LetterHearer
+from .prenorm import PreNormLayer
 from .sound_namer import SoundNamer
 from .speller import Speller
 
-Objective = Literal["answer", "ctc", "sound"]
-"""What a stage of training teaches: the LLM's answers, hearing what is said, or naming what sounds."""
+Objective = Literal["answer", "ctc", "letters", "sound"]
+"""What a stage of training teaches: the LLM's answers, hearing what is said, its letters alone, or naming sounds."""
 
 
 class CTCSteps(NamedTuple):
@@ -56,7 +58,7 @@ class CTCCompressor(nn.Module):
         self.norm_in = nn.LayerNorm(encoder_hidden_size)
         self.conv = nn.Conv1d(encoder_hidden_size, width, 2 * self.stride, self.stride, padding=self.stride // 2)
         self.layers = nn.ModuleList(
-            _Layer(width, config.num_attention_heads, config.intermediate_size, config.dropout)
+            PreNormLayer(width, config.num_attention_heads, config.intermediate_size, config.dropout)
             for _ in range(config.num_hidden_layers)
         )
         self.norm_out = nn.LayerNorm(width)
@@ -69,6 +71,9 @@ class CTCCompressor(nn.Module):
         self.speller: Speller | None = None
         if config.ctc_spelling:
             self.speller = Speller(width, config.ctc_spelling, config.num_ctc_tokens, config.num_letter_groups)
+        self.letters: LetterHearer | None = None
+        if config.ctc_letters:
+            self.letters = LetterHearer(encoder_hidden_size, config.ctc_letters, config.dropout)
         self.detail = nn.Linear(width, llm_hidden_size, bias=False)
         self.sound_out = nn.Linear(width, llm_hidden_size)
         self.namer: SoundNamer | None = None
@@ -124,11 +129,7 @@ class CTCCompressor(nn.Module):
 
     def read(self, frames: Tensor, frames_mask: Tensor) -> CTCSteps:
         """Run the part that CTC teaches, see `CTCSteps`; arguments as in `forward`."""
-        width = self.norm_in.normalized_shape[0]
-        wanted = width if self.namer is None else 2 * width
-        if frames.shape[-1] != wanted:
-            raise ValueError(f"encoder frames are {frames.shape[-1]} wide, the connector was built for {wanted}")
-        frames = frames[..., :width]
+        frames = self._of_speech(frames)
         num_steps = -(-frames_mask.sum(dim=1) // self.stride)
         # Zeros past a clip's end, in a batch as alone, where the convolution pads.
         hidden = self.norm_in(frames) * frames_mask[:, :, None]
@@ -141,6 +142,26 @@ class CTCCompressor(nn.Module):
         hidden = self.norm_out(hidden)
         return CTCSteps(hidden, self._logits(hidden), mask)
 
+    def hear(self, frames: Tensor, frames_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits of what is said, and the mask of their steps: of letters if it hears those, else of pieces."""
+        if self.letters is not None:
+            return self.read_letters(frames, frames_mask), frames_mask
+        steps = self.read(frames, frames_mask)
+        return steps.logits, steps.mask
+
+    def read_letters(self, frames: Tensor, frames_mask: Tensor) -> Tensor:
+        """Run the part that hears letters: their logits (B, T, 1 + 28), blank first; arguments as in `forward`."""
+        assert self.letters is not None
+        return self.letters(self._of_speech(frames), frames_mask)
+
+    def _of_speech(self, frames: Tensor) -> Tensor:
+        """Take the encoder's output, (B, T, D), from what may hold a sound layer's too."""
+        width = self.norm_in.normalized_shape[0]
+        wanted = width if self.namer is None else 2 * width
+        if frames.shape[-1] != wanted:
+            raise ValueError(f"encoder frames are {frames.shape[-1]} wide, the connector was built for {wanted}")
+        return frames[..., :width]
+
     def _logits(self, hidden: Tensor) -> Tensor:
         like_llm = self.norm_llm(self.to_llm(hidden))
         pieces = like_llm @ self.token_embeddings.weight.T
@@ -149,26 +170,34 @@ class CTCCompressor(nn.Module):
         return torch.cat([self.blank(like_llm), pieces], dim=-1)
 
     def let_learn(self, objective: Objective) -> None:
-        """Let gradients reach what `ctc` teaches, what `sound` does, or else the parts that only matter to the LLM.
+        """Let gradients reach what an objective teaches; `answer` teaches the parts that only matter to the LLM.
 
         Raises:
-            ValueError: for `sound` if the connector names no sounds.
+            ValueError: for `sound` or `letters` if the connector has no part for it.
         """
-        names = [] if self.namer is None else [self.namer]
-        if objective == "sound" and not names:
+        if objective == "sound" and self.namer is None:
             raise ValueError("the connector names no sounds; `objective: sound` teaches one with `sound_layer`")
+        if objective == "letters" and self.letters is None:
+            raise ValueError("the connector hears no letters; `objective: letters` teaches one with `letters`")
         for_llm: list[nn.Module] = [self.detail, self.sound_out]
-        if not names:
+        if self.namer is None:
             for_llm += [self.sound_in, self.norm_sound]
         self.requires_grad_(objective == "ctc")
         self.token_embeddings.requires_grad_(False)
-        for module in names:
-            module.requires_grad_(objective == "sound")
+        if self.letters is not None:
+            self.letters.requires_grad_(objective in ("ctc", "letters"))
+        if self.namer is not None:
+            self.namer.requires_grad_(objective == "sound")
         for module in for_llm:
             module.requires_grad_(objective == "answer")
 
+    def loss(self, objective: Objective, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
+        """Compute the summed loss of an objective other than `answer`; arguments as for `ctc_loss`."""
+        losses = {"ctc": self.ctc_loss, "letters": self.letters_loss, "sound": self.sound_loss}
+        return losses[objective](frames, frames_mask, labels)
+
     def ctc_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
-        """Compute the CTC loss per token.
+        """Compute the CTC loss of all pieces, summed.
 
         Args:
             frames, frames_mask: as in `forward`.
@@ -176,11 +205,14 @@ class CTCCompressor(nn.Module):
                 has none.
         """
         steps = self.read(frames, frames_mask)
-        num_steps, lengths, labels = steps.mask.sum(dim=1), (labels > 0).sum(dim=1), labels.clamp(min=0)
-        return _ctc(steps.logits, labels, num_steps, lengths)
+        return _ctc(steps.logits, steps.mask, labels)
+
+    def letters_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
+        """Compute the CTC loss of all letters, summed; arguments as for `ctc_loss`, with `letter_numbers`."""
+        return _ctc(self.read_letters(frames, frames_mask), frames_mask, labels)
 
     def sound_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
-        """Compute the cross-entropy of a caption's words, mean over words and over the slots that hold sound.
+        """Compute the cross-entropy of a caption's words, summed over words, mean over the slots that hold sound.
 
         Args:
             frames, frames_mask: as in `forward`.
@@ -194,28 +226,7 @@ class CTCCompressor(nn.Module):
         losses = losses.sum(dim=1) / is_sound.sum(dim=1).clamp(min=1)[:, None]
         is_word = labels > 0
         chosen = losses.gather(1, (labels - 1).clamp(min=0)) * is_word
-        return chosen.sum() / is_word.sum().clamp(min=1)
-
-
-class _Layer(nn.Module):
-    """A Transformer layer with the norms in front."""
-
-    def __init__(self, width: int, num_heads: int, intermediate_size: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm_1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_2 = nn.LayerNorm(width)
-        self.up = nn.Linear(width, intermediate_size)
-        self.down = nn.Linear(intermediate_size, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        query, key, value = self.qkv(self.norm_1(hidden)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        heads = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
-        hidden = hidden + self.dropout(self.out(heads.transpose(1, 2).flatten(2)))
-        return hidden + self.dropout(self.down(nn.functional.gelu(self.up(self.norm_2(hidden)))))
+        return chosen.sum()
 
 
 def speech_slots(logits: Tensor, mask: Tensor, num_slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,10 +270,15 @@ def sound_slots(frames_mask: Tensor, num_slots: Tensor, num_speech: Tensor, size
     return chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
-def _ctc(logits: Tensor, labels: Tensor, num_steps: Tensor, lengths: Tensor) -> Tensor:
+def _ctc(logits: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
     log_probabilities = logits.float().log_softmax(dim=-1).transpose(0, 1)
     # A text with more tokens than its clip has steps has no alignment: it teaches nothing, and must not be infinite.
-    total = nn.functional.ctc_loss(
-        log_probabilities, labels, num_steps, lengths, blank=0, reduction="sum", zero_infinity=True
+    return nn.functional.ctc_loss(
+        log_probabilities,
+        labels.clamp(min=0),
+        mask.sum(dim=1),
+        (labels > 0).sum(dim=1),
+        blank=0,
+        reduction="sum",
+        zero_infinity=True,
     )
-    return total / lengths.sum().clamp(min=1)

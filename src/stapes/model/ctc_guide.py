@@ -2,62 +2,42 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from string import ascii_lowercase, ascii_uppercase
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedTokenizerBase
+from transformers import LogitsProcessor
 
-from .ctc_compressor import CTCSteps
-from .ctc_prefix import CTCPrefix, Probabilities
-from .ctc_vocabulary import CTCVocabulary
-
-_FREE, _NEVER = 0, -1
-_SIGNS = re.compile(r"Ġ?[!-/:-@\[-`{-~]+")
-# Of letters alone: Ġ, which stands for a space, is a capital too.
-_TO_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
-_LEAST = 1e-30
+LEAST = 1e-30
 """What CTC holds for impossible counts as this likely: an LLM that is sure of it can still not be overruled by far."""
 
 
-class TokenPieces:
-    """Which of the LLM's tokens is which piece of a word to CTC.
-
-    Capitals do not matter: ` Two` is ` two`. A token without a space in front that begins a word, at the start or
-    behind a hyphen, is the piece with one. ASCII's signs are no piece: CTC neither hears nor forbids them. All other
-    tokens (digits, other scripts) cannot be in a guided transcript.
-
-    Args:
-        tokenizer: of the LLM.
-        vocabulary: made from it.
+class Expected(NamedTuple):
+    """What CTC expects to come next.
 
     Attributes:
-        first: (V,) piece number of each token where a word begins; 0 for signs, -1 for what CTC cannot hear.
-        later: the same within a text.
+        tokens: (V,) log-probability of each of the LLM's tokens; -inf for those that cannot be in a guided transcript.
+            Those of signs do not matter.
+        end: log-probability of the text's end.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: CTCVocabulary) -> None:
-        number = {piece: index for index, piece in enumerate(vocabulary.pieces, start=1)}
-        known = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
-        special = set(tokenizer.all_special_ids)
-        first, later = ([_NEVER] * (1 + max(known)) for _ in range(2))
-        for token_id, token in known.items():
-            if token_id in special:
-                continue
-            text = token.translate(_TO_LOWER)
-            later[token_id] = number.get(text, _FREE if _SIGNS.fullmatch(token) else _NEVER)
-            first[token_id] = number.get(f"Ġ{text}", later[token_id])
-        self.first, self.later = torch.tensor(first), torch.tensor(later)
+    tokens: Tensor
+    end: float
+
+
+class Listener(Protocol):
+    """What CTC heard of one clip, told in tokens of the LLM."""
+
+    def expected(self, written: tuple[int, ...]) -> Expected | None:
+        """Say what is to come after these tokens; None if CTC finds them impossible."""
 
 
 class CTCGuide(LogitsProcessor):
     """Weighs the LLM's next token with what CTC expects to come next.
 
     Signs are the LLM's affair and keep its probabilities; what they leave is shared out among words and the end by
-    p_LLM^(1 - w) · p_CTC^w, p_CTC being the conditional probability of `CTCPrefix`. An LLM alone writes down what is
+    p_LLM^(1 - w) · p_CTC^w, p_CTC being a conditional probability of `CTCPrefix`. An LLM alone writes down what is
     likely, and may swap a word for one of like meaning; CTC alone cannot spell. Rows that are no transcripts stay as
     they are.
 
@@ -65,9 +45,8 @@ class CTCGuide(LogitsProcessor):
     Recognition), there of one model's two heads. Where we differ: signs, which CTC does not hear.
 
     Args:
-        steps: what CTC hears of the B clips.
-        transcripts: of each clip, whether a transcript is asked for.
-        pieces: see `TokenPieces`.
+        listeners: of each of the B clips; None where no transcript is asked for.
+        signs: (V,) True for tokens that are signs.
         end_ids: the LLM's end symbols.
         prompt_length: L, tokens before the answer.
         weight: w, from 0 (the LLM alone) to 1 (CTC alone).
@@ -75,57 +54,37 @@ class CTCGuide(LogitsProcessor):
 
     def __init__(
         self,
-        steps: CTCSteps,
-        transcripts: Sequence[bool],
-        pieces: TokenPieces,
+        listeners: Sequence[Listener | None],
+        signs: Tensor,
         *,
         end_ids: Sequence[int],
         prompt_length: int,
         weight: float,
     ) -> None:
-        self._pieces, self._end_ids = pieces, sorted(end_ids)
+        self._listeners, self._signs, self._end_ids = list(listeners), signs, sorted(end_ids)
         self._prompt_length, self._weight = prompt_length, weight
-        self._transcripts = list(transcripts)
-        self._prefixes: list[dict[tuple[int, ...], CTCPrefix]] = [
-            {(): CTCPrefix(logits[real].double().softmax(dim=-1).cpu().numpy())} if asked else {}
-            for logits, real, asked in zip(steps.logits, steps.mask, transcripts, strict=True)
-        ]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # legacy aliases of Tensor
         """Return the scores of the next tokens, (B · beams, V)."""
-        beams = len(scores) // len(self._transcripts)
+        beams = len(scores) // len(self._listeners)
         guided = scores.clone()
         for row, written in enumerate(input_ids[:, self._prompt_length :].tolist()):
-            clip = row // beams
-            if self._transcripts[clip] and not any(token in self._end_ids for token in written):
-                expected = self._prefix(clip, tuple(written)).next
+            listener = self._listeners[row // beams]
+            if listener is not None and not any(token in self._end_ids for token in written):
+                expected = listener.expected(tuple(written))
                 if expected is not None:
-                    guided[row] = self._mix(scores[row], expected, self._numbers(written))
+                    guided[row] = self._mix(scores[row], expected)
         return guided
 
-    def _numbers(self, written: Sequence[int]) -> Tensor:
-        """Return the pieces that tokens are, behind those written."""
-        begins = not written or self._pieces.later[written[-1]] == _FREE
-        return self._pieces.first if begins else self._pieces.later
-
-    def _prefix(self, clip: int, written: tuple[int, ...]) -> CTCPrefix:
-        known = self._prefixes[clip]
-        if written not in known:
-            before = self._prefix(clip, written[:-1])
-            piece = int(self._numbers(written[:-1])[written[-1]])
-            known[written] = before.extended(piece) if piece > 0 else before
-        return known[written]
-
-    def _mix(self, scores: Tensor, expected: Probabilities, numbers: Tensor) -> Tensor:
+    def _mix(self, scores: Tensor, expected: Expected) -> Tensor:
         log_llm = scores.float().log_softmax(dim=-1)
-        numbers = torch.nn.functional.pad(numbers, (0, len(scores) - len(numbers)), value=_NEVER).to(scores.device)
-        log_ctc = torch.from_numpy(np.log(np.maximum(expected, _LEAST))).float().to(scores.device)
-        is_word = numbers > 0
-        mixed = torch.full_like(log_llm, -torch.inf)
-        mixed[is_word] = (1 - self._weight) * log_llm[is_word] + self._weight * log_ctc[numbers[is_word]]
-        mixed[self._end_ids] = (1 - self._weight) * log_llm[self._end_ids] + self._weight * log_ctc[0]
-        is_sign = numbers == _FREE
+        missing = (0, len(scores) - len(expected.tokens))  # an LLM's table may have more rows than it has tokens
+        log_ctc = torch.nn.functional.pad(expected.tokens, missing, value=-torch.inf).to(scores)
+        log_ctc[self._end_ids] = expected.end
+        is_sign = torch.nn.functional.pad(self._signs, missing).to(scores.device)
         is_sign[self._end_ids] = False
+        mixed = (1 - self._weight) * log_llm + self._weight * log_ctc
+        mixed = mixed.masked_fill(is_sign | log_ctc.isneginf(), -torch.inf)
         left = torch.log1p(-log_llm[is_sign].exp().sum().clamp(max=1 - 1e-6))
         mixed = mixed - mixed.logsumexp(dim=-1) + left
         return torch.where(is_sign, log_llm, mixed).to(scores.dtype)

@@ -7,6 +7,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+_NEGLIGIBLE = 1e-30
+"""Beside the likeliest alignment, which counts as 1."""
+
 Probabilities = npt.NDArray[np.float64]
 
 
@@ -48,16 +51,19 @@ class CTCPrefix:
     def extended(self, piece: int) -> CTCPrefix:
         """Return the prefix with one more piece, from 1 on."""
         before = self._ends_in_blank if piece == self.last else self._ends_in_blank + self._ends_in_piece
-        ends_in_piece, ends_in_blank = [0.0], [0.0]
+        ends_in_piece, ends_in_blank = np.zeros(len(before)), np.zeros(len(before))
+        # Before and after the steps at which it may have been said all is zero, or next to it.
+        possible = np.flatnonzero(before[:-1] > _NEGLIGIBLE).tolist() or [len(before)]
+        first, last = possible[0], possible[-1]
         said = blank = 0.0
-        likely = self._posteriors[:, piece].tolist()
-        for came, heard, silent in zip(before.tolist(), likely, self._posteriors[:, 0].tolist(), strict=False):
+        steps = self._posteriors[first:, [piece, 0]].tolist()
+        for step, (came, (heard, silent)) in enumerate(zip(before[first:].tolist(), steps, strict=False), start=first):
             blank, said = (blank + said) * silent, (said + came) * heard
-            ends_in_piece.append(said)
-            ends_in_blank.append(blank)
+            ends_in_piece[step + 1], ends_in_blank[step + 1] = said, blank
+            if step > last and said + blank < _NEGLIGIBLE:
+                break
         longer = object.__new__(CTCPrefix)
         longer._posteriors, longer.last = self._posteriors, piece
-        scale = max(*ends_in_piece, *ends_in_blank) or 1.0
-        longer._ends_in_piece = np.array(ends_in_piece) / scale
-        longer._ends_in_blank = np.array(ends_in_blank) / scale
+        scale = max(ends_in_piece.max(), ends_in_blank.max()) or 1.0
+        longer._ends_in_piece, longer._ends_in_blank = ends_in_piece / scale, ends_in_blank / scale
         return longer

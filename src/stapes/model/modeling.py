@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration import StapesConfig
 from .connectors import WindowedQFormer, build_connector, join_frames
-from .ctc_compressor import CTCCompressor, CTCSteps
+from .ctc_compressor import CTCCompressor
 from .nf4 import layers_of, num_values, stay_plain
 from .speech_encoder import SpeechEncoder, is_last_speech_layer
 
@@ -197,15 +197,16 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens, tokens_mask = self.connector(frames.to(self._connector_dtype()), frames_mask)
         return tokens[tokens_mask]
 
-    def hear(self, frames: Tensor, frames_mask: Tensor) -> CTCSteps:
-        """Run what CTC taught a `ctc_compressor`; arguments as in `connect`."""
+    def hear(self, frames: Tensor, frames_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Run `CTCCompressor.hear`; arguments as in `connect`."""
         assert isinstance(self.connector, CTCCompressor)
-        return self.connector.read(frames.to(self._connector_dtype()), frames_mask)
+        return self.connector.hear(frames.to(self._connector_dtype()), frames_mask)
 
     def hearing_loss(
         self,
         labels: Tensor,
-        objective: Literal["ctc", "sound"],
+        objective: Literal["ctc", "letters", "sound"],
+        letter_labels: Tensor | None = None,
         encoder_frames: Tensor | None = None,
         encoder_frames_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -215,7 +216,8 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             labels: (B, 1 + U) as `collate_hearing` makes them; the first column means nothing.
-            objective: `ctc` for what is said, `sound` for what sounds.
+            objective: `ctc` for what is said, `letters` for its letters alone, `sound` for what sounds.
+            letter_labels: (B, U'), what letters are to be heard beside `ctc`.
             encoder_frames, encoder_frames_mask: see `forward`.
             num_items_in_batch: divides the summed loss; the number of labels if not given.
             features: in place of frames, see `encode`.
@@ -227,12 +229,11 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(f"a {self.config.connector_config.kind} cannot learn to hear; take a `ctc_compressor`")
         if encoder_frames is None or encoder_frames_mask is None:
             encoder_frames, encoder_frames_mask = self.encode(**features)
-        pieces = labels[:, 1:]
-        loss_of = self.connector.ctc_loss if objective == "ctc" else self.connector.sound_loss
-        loss = loss_of(encoder_frames.to(self._connector_dtype()), encoder_frames_mask, pieces)
-        if num_items_in_batch is None:
-            return loss
-        return loss * (pieces > 0).sum() / num_items_in_batch
+        frames, wanted = encoder_frames.to(self._connector_dtype()), labels[:, 1:]
+        loss = self.connector.loss(objective, frames, encoder_frames_mask, wanted)
+        if letter_labels is not None:
+            loss = loss + self.connector.letters_loss(frames, encoder_frames_mask, letter_labels)
+        return loss / ((wanted > 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
     def _connector_dtype(self) -> torch.dtype:
         return next(self.connector.parameters()).dtype

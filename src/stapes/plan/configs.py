@@ -18,6 +18,9 @@ from .published import PUBLISHED
 _PIECE = re.compile(r"Ġ?[a-z']+|Ġ")
 # As in model/speller.py.
 MAX_LETTER_GROUPS = 40
+# As in model/letter_hearer.py.
+NUM_LETTERS = 29
+LETTER_CONTEXT = 3
 
 
 @dataclass(frozen=True)

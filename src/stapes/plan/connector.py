@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..recipe import CTCCompressor, StackedMLP, WindowedQFormer
-from .configs import MAX_LETTER_GROUPS, NO_PIECES, CTCPieces
+from .configs import LETTER_CONTEXT, MAX_LETTER_GROUPS, NO_PIECES, NUM_LETTERS, CTCPieces
 from .shapes import Weight, layer_norm, linear
 
 
@@ -116,6 +116,7 @@ class CTCCompressorShape:
         names_sounds: whether the slots of sound name what they hear.
         spelling_width: of what knows pieces by their letters; 0 if nothing does.
         num_letter_groups: G, of which the pieces consist.
+        letters_width: of what hears letters; 0 if nothing does.
     """
 
     input_width: int
@@ -130,6 +131,7 @@ class CTCCompressorShape:
     names_sounds: bool = False
     spelling_width: int = 0
     num_letter_groups: int = 0
+    letters_width: int = 0
 
     def weights(self) -> list[Weight]:
         """List the tensors."""
@@ -140,10 +142,7 @@ class CTCCompressorShape:
             Weight("conv.bias", (D,)),
         ]
         for layer in range(self.num_layers):
-            at = f"layers.{layer}"
-            listed += [*layer_norm(f"{at}.norm_1", D), *linear(f"{at}.qkv", D, 3 * D), *linear(f"{at}.out", D, D)]
-            listed += layer_norm(f"{at}.norm_2", D)
-            listed += [*linear(f"{at}.up", D, self.ffn_width), *linear(f"{at}.down", self.ffn_width, D)]
+            listed += _prenorm_layer(f"layers.{layer}", D, self.ffn_width)
         return [
             *listed,
             *layer_norm("norm_out", D),
@@ -152,6 +151,7 @@ class CTCCompressorShape:
             *linear("blank", D_llm, 1),
             Weight("token_embeddings.weight", (self.num_pieces, D_llm), learns=False),
             *self._speller_weights(),
+            *self._letter_weights(),
             *linear("detail", D, D_llm, bias=False),
             *linear("sound_out", D, D_llm),
             *self._sound_weights(),
@@ -164,6 +164,19 @@ class CTCCompressorShape:
             *linear("speller.to_letters", self.width, self.spelling_width, bias=False),
             Weight("speller.groups.weight", (1 + self.num_letter_groups, self.spelling_width)),
             Weight("speller.spelling", (self.num_pieces, MAX_LETTER_GROUPS), is_buffer=True),
+        ]
+
+    def _letter_weights(self) -> list[Weight]:
+        width = self.letters_width
+        if not width:
+            return []
+        return [
+            *layer_norm("letters.norm_in", self.input_width),
+            Weight("letters.conv.weight", (width, self.input_width, LETTER_CONTEXT)),
+            Weight("letters.conv.bias", (width,)),
+            *_prenorm_layer("letters.layer", width, 4 * width),
+            *layer_norm("letters.norm_out", width),
+            *linear("letters.out", width, NUM_LETTERS),
         ]
 
     def _sound_weights(self) -> list[Weight]:
@@ -190,6 +203,17 @@ class CTCCompressorShape:
     def num_tokens(self, num_frames: int) -> int:
         """Count the audio tokens A of T encoder frames: one a slot, whatever is said."""
         return self.num_windows(num_frames)
+
+
+def _prenorm_layer(at: str, width: int, ffn_width: int) -> list[Weight]:
+    return [
+        *layer_norm(f"{at}.norm_1", width),
+        *linear(f"{at}.qkv", width, 3 * width),
+        *linear(f"{at}.out", width, width),
+        *layer_norm(f"{at}.norm_2", width),
+        *linear(f"{at}.up", width, ffn_width),
+        *linear(f"{at}.down", ffn_width, width),
+    ]
 
 
 ConnectorShape = QFormerShape | MLPShape | CTCCompressorShape
@@ -238,4 +262,5 @@ def read_connector(
                 names_sounds=section.sound_layer is not None,
                 spelling_width=section.spelling,
                 num_letter_groups=pieces.num_letter_groups,
+                letters_width=section.letters,
             )

@@ -61,6 +61,7 @@ class CTCCompressor(Section):
     merges: int = Field(12000, ge=1)  # of the LLM's BPE; few: short pieces, many of them, each of them often heard
     sharpness: float = Field(1.0, gt=0)  # of what the LLM reads; 6: nearly always the piece that was heard best
     spelling: int = Field(0, ge=0)  # width of what knows the pieces by their letters; 0: nothing does
+    letters: int = Field(0, ge=0, le=4096, multiple_of=64)  # width of what hears letters; 0: nothing does
     ctc_weight: float = Field(0.0, ge=0, le=1)  # CTC's say in a transcript, beside the LLM's
     sound_layer: int | None = Field(None, ge=1)  # speech encoder's, to name sounds from, see `objective: sound`
     hidden_size: int = Field(512, ge=1)
@@ -172,12 +173,13 @@ class Stage(Section):
     """One stage of training. Keys that TrainingArguments has carry its names.
 
     `objective: answer` is the LLM's own loss on what it is to answer. `ctc` teaches a `ctc_compressor` to hear what is
-    said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said. `sound`
-    teaches one that has a `sound_layer` the words of captions; in samples for `asr` it is to hear that someone speaks.
+    said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said. If it
+    has `letters`, it learns those too, and with `letters` nothing else. `sound` teaches one that has a `sound_layer`
+    the words of captions; in samples for `asr` it is to hear that someone speaks.
     In stages for `answer` that hearing stays as it is, and the connector's other weights learn.
     """
 
-    objective: Literal["answer", "ctc", "sound"] = "answer"
+    objective: Literal["answer", "ctc", "letters", "sound"] = "answer"
     data: dict[Path, float] = Field(min_length=1)  # manifest: share of the samples drawn
     valid: tuple[Path, ...] = ()  # manifests whose loss is measured each `save_steps`
     trainable: tuple[Part, ...] = Field(("connector",), min_length=1)
@@ -199,7 +201,8 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
-        useless = {"answer": set(), "ctc": {"lora", "language_model"}, "sound": {*get_args(Part)} - {"connector"}}
+        not_heard = {"lora", "language_model"}
+        useless = {"answer": set(), "ctc": not_heard, "letters": not_heard, "sound": {*get_args(Part)} - {"connector"}}
         if idle := sorted(useless[self.objective] & set(self.trainable)):
             raise ValueError(
                 f"`objective: {self.objective}` has no use for {' and '.join(idle)}; take that out of `trainable`"
@@ -331,6 +334,8 @@ class Recipe(Section):
                 )
             if stage.objective == "sound" and sound_layer is None:
                 raise ValueError(f"train.{name}: `objective: sound` wants `sound_layer` in `model.connector`")
+            if stage.objective == "letters" and not getattr(model.connector, "letters", 0):
+                raise ValueError(f"train.{name}: `objective: letters` wants `letters` in `model.connector`")
             hears |= stage.objective == "ctc"
             if not hears:
                 raise ValueError(

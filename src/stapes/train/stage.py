@@ -137,7 +137,8 @@ def _collator(
     if objective == "answer":
         return partial(collate, processor=processor, vocabulary=vocabulary)
     assert vocabulary is not None, "`_prepare_parts` refuses other connectors"
-    return partial(collate_hearing, vocabulary=vocabulary, objective=objective)
+    with_letters = bool(model.config.connector_config.ctc_letters)
+    return partial(collate_hearing, vocabulary=vocabulary, objective=objective, with_letters=with_letters)
 
 
 def _refuse_unheard(stage: Stage, name: str, corpora: Sequence[Sequence[Sample]]) -> None:

@@ -1,0 +1,89 @@
+"""Pieces of words that CTC heard, told in tokens of an LLM."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .ctc_guide import LEAST, Expected
+from .ctc_prefix import CTCPrefix
+from .ctc_vocabulary import CTCVocabulary
+from .token_texts import is_sign, spoken_form
+
+_FREE, _NEVER = 0, -1
+
+
+class TokenPieces:
+    """Which of the LLM's tokens is which piece of a word to CTC.
+
+    Capitals do not matter: ` Two` is ` two`. A token without a space in front that begins a word, at the start or
+    behind a hyphen, is the piece with one. ASCII's signs are no piece: CTC neither hears nor forbids them. All other
+    tokens (digits, other scripts) cannot be in a guided transcript.
+
+    Args:
+        tokenizer: of the LLM.
+        vocabulary: made from it.
+
+    Attributes:
+        first: (V,) piece number of each token where a word begins; 0 for signs, -1 for what CTC cannot hear.
+        later: the same within a text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: CTCVocabulary) -> None:
+        number = {piece: index for index, piece in enumerate(vocabulary.pieces, start=1)}
+        known = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
+        special = set(tokenizer.all_special_ids)
+        first, later = ([_NEVER] * (1 + max(known)) for _ in range(2))
+        for token_id, token in known.items():
+            if token_id in special:
+                continue
+            text = spoken_form(token)
+            later[token_id] = number.get(text, _FREE if is_sign(token) else _NEVER)
+            first[token_id] = number.get(f"Ġ{text}", later[token_id])
+        self.first, self.later = torch.tensor(first), torch.tensor(later)
+
+    @property
+    def signs(self) -> Tensor:
+        """(V,) True for tokens that are signs."""
+        return self.later == _FREE
+
+    def listen(self, logits: Tensor) -> PieceListener:
+        """Follow a clip's steps (S, 1 + C)."""
+        return PieceListener(logits, self)
+
+
+class PieceListener:
+    """What CTC heard of one clip in pieces of words: a `Listener`.
+
+    Args:
+        logits: (S, 1 + C) of the clip's steps, blank first.
+        pieces: see `TokenPieces`.
+    """
+
+    def __init__(self, logits: Tensor, pieces: TokenPieces) -> None:
+        self._pieces = pieces
+        self._known: dict[tuple[int, ...], CTCPrefix] = {(): CTCPrefix(logits.double().softmax(dim=-1).cpu().numpy())}
+
+    def expected(self, written: tuple[int, ...]) -> Expected | None:
+        """Say what is to come after these tokens; None if CTC finds them impossible."""
+        likely = self._prefix(written).next
+        if likely is None:
+            return None
+        log_ctc = torch.from_numpy(np.log(np.maximum(likely, LEAST))).float()
+        numbers = self._numbers(written)
+        tokens = torch.where(numbers > 0, log_ctc[numbers.clamp(min=0)], -torch.inf)
+        return Expected(tokens, float(log_ctc[0]))
+
+    def _numbers(self, written: tuple[int, ...]) -> Tensor:
+        """Return the pieces that tokens are, behind those written."""
+        begins = not written or self._pieces.later[written[-1]] == _FREE
+        return self._pieces.first if begins else self._pieces.later
+
+    def _prefix(self, written: tuple[int, ...]) -> CTCPrefix:
+        if written not in self._known:
+            before = self._prefix(written[:-1])
+            piece = int(self._numbers(written[:-1])[written[-1]])
+            self._known[written] = before.extended(piece) if piece > 0 else before
+        return self._known[written]
