@@ -38,7 +38,6 @@ def main() -> None:
             lm.model.config.connector_config.ctc_weight = weight
             stream = lm.stream(waveform, TEST_INSTRUCTIONS["asr"])
             list(stream)
-            stream.close()
             assert stream.ttft_s is not None
             assert stream.tokens_per_s is not None
             ttft_ms[weight].append(1000 * stream.ttft_s)

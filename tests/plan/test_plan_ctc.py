@@ -21,6 +21,7 @@ from stapes.model.speller import letter_groups
 from stapes.plan.configs import CTCPieces, count_ctc_pieces
 from stapes.plan.connector import CTCCompressorShape, read_connector
 from stapes.plan.encoders import WhisperShape
+from stapes.plan.folders import _connector_section
 from stapes.plan.llm import LLMShape
 from stapes.plan.model_plan import ModelPlan, plan_models
 from stapes.plan.nota import predict_nota_memory
@@ -29,7 +30,8 @@ from stapes.plan.published import PUBLISHED
 from stapes.plan.runtimes import find_runtimes
 from stapes.plan.shapes import count_parameters
 from stapes.plan.work import Attention, Linear, plan_stages
-from stapes.recipe import CTCCompressor, Recipe
+from stapes.recipe import CTCCompressor, Model, Recipe
+from stapes.run.steps import _build_arguments
 
 SECTION = CTCCompressor.model_validate(
     {"kind": "ctc_compressor", "hidden_size": 16, "num_layers": 2, "num_heads": 4, "intermediate_size": 24}
@@ -72,6 +74,17 @@ def test_its_weights_are_those_of_the_built_one(sound_layer: int | None, spellin
     for is_buffer, tensors in ((False, made.named_parameters()), (True, made.named_buffers())):
         listed = {weight.name: weight.shape for weight in weights if weight.is_buffer == is_buffer}
         assert listed == {name: tuple(tensor.shape) for name, tensor in tensors}
+
+
+def test_every_setting_of_a_recipe_is_built_and_read_back_from_the_folder() -> None:
+    changes = {
+        "slot_s": 0.24, "step_s": 0.16, "merges": 7, "spelling": 8, "letters": 64, "sharpness": 5.0, "ctc_weight": 0.4,
+        "sound_layer": 2, "hidden_size": 48, "num_layers": 3, "num_heads": 6, "intermediate_size": 40, "dropout": 0.2,
+    }  # fmt: skip
+    assert set(changes) == set(CTCCompressor.model_fields) - {"kind"}
+    model = {"speech_encoder": "e", "llm": "l", "connector": {"kind": "ctc_compressor", **changes}}
+    config = _build_arguments(Model.model_validate(model))["connector"]
+    assert _connector_section(config.to_dict()) == model["connector"]
 
 
 @pytest.mark.parametrize("num_frames", [1, 8, 9, 100, 1500])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -67,3 +68,24 @@ class CTCPrefix:
         scale = max(ends_in_piece.max(), ends_in_blank.max()) or 1.0
         longer._ends_in_piece, longer._ends_in_blank = ends_in_piece / scale, ends_in_blank / scale
         return longer
+
+
+class WrittenPrefixes:
+    """The beginnings of one clip's text, as an autoregressive decoder writes them, token by token.
+
+    Args:
+        posteriors: as of `CTCPrefix`.
+        heard_as: says as which of CTC's pieces the last of some tokens is heard where it stands; maybe as none.
+    """
+
+    def __init__(self, posteriors: Probabilities, heard_as: Callable[[tuple[int, ...]], Sequence[int]]) -> None:
+        self._known: dict[tuple[int, ...], CTCPrefix] = {(): CTCPrefix(posteriors)}
+        self._heard_as = heard_as
+
+    def __getitem__(self, written: tuple[int, ...]) -> CTCPrefix:
+        if written not in self._known:
+            prefix = self[written[:-1]]
+            for piece in self._heard_as(written):
+                prefix = prefix.extended(piece)
+            self._known[written] = prefix
+        return self._known[written]

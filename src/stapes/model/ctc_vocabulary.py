@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-# In byte-level BPE a leading space is written Ġ. Speech has neither capitals nor digits nor punctuation.
-_PIECE = re.compile(r"Ġ?[a-z']+|Ġ")
+from .token_texts import is_spoken
 
 
 class CTCVocabulary:
@@ -44,7 +42,7 @@ class CTCVocabulary:
         model["merges"] = model["merges"][:num_merges]
         self._tokenizer = Tokenizer.from_str(json.dumps(settings))
         made = {"".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in model["merges"]}
-        pieces = [piece for piece in model["vocab"] if (len(piece) == 1 or piece in made) and _PIECE.fullmatch(piece)]
+        pieces = [piece for piece in model["vocab"] if (len(piece) == 1 or piece in made) and is_spoken(piece)]
         self.pieces: list[str] = sorted(pieces, key=model["vocab"].__getitem__)
         self.token_ids: list[int] = [model["vocab"][piece] for piece in self.pieces]
         self._number = {token_id: number for number, token_id in enumerate(self.token_ids, start=1)}

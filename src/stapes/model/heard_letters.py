@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_left
 from collections import defaultdict
 
@@ -13,11 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .ctc_guide import LEAST, Expected
-from .ctc_prefix import CTCPrefix
+from .ctc_prefix import CTCPrefix, WrittenPrefixes
 from .letter_hearer import LETTERS, letter_numbers
-from .token_texts import is_sign, spoken_form
+from .token_texts import is_sign, is_spoken, spoken_form
 
-_SPELT = re.compile(r"Ġ?[a-z']+|Ġ")
 _AFTER_LETTERS = "{"
 """Comes behind all letters in ASCII."""
 
@@ -57,9 +55,9 @@ class TokenLetters:
         tokenizer: of the LLM.
 
     Attributes:
-        size: V, tokens.
         spelling: of each token that can be spelt, with a space for Ġ.
         signs: (V,) True for tokens that are signs.
+        unheard: (V,) log-probability of tokens that can be spelt but are not heard; -inf for the others.
         at_start: the tokens that may begin a word, without their space.
         later: all tokens.
     """
@@ -67,19 +65,20 @@ class TokenLetters:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         special = set(tokenizer.all_special_ids)
         known = {token_id: token for token, token_id in tokenizer.get_vocab().items() if token_id not in special}
-        self.size = 1 + max(known)
-        self.signs = torch.zeros(self.size, dtype=torch.bool)
+        self.signs = torch.zeros(1 + max(known), dtype=torch.bool)
         self.spelling: dict[int, str] = {}
         at_start, later = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
         for token_id, token in known.items():
             text = spoken_form(token)
-            if not _SPELT.fullmatch(text):
+            if not is_spoken(text):
                 self.signs[token_id] = is_sign(token)
                 continue
             self.spelling[token_id] = spelling = text.replace("Ġ", " ")
             later[spelling].append(token_id)
             if word := spelling.strip():
                 at_start[word].append(token_id)
+        self.unheard = np.full(len(self.signs), -np.inf)
+        self.unheard[list(self.spelling)] = math.log(LEAST)
         self.at_start, self.later = _Spellings(dict(at_start)), _Spellings(dict(later))
 
     def listen(self, logits: Tensor) -> LetterListener:
@@ -91,7 +90,8 @@ class LetterListener:
     """What CTC heard of one clip in letters: a `Listener`.
 
     A token's probability is that the text goes on with its spelling, and with none of a longer token that begins so:
-    an LLM's BPE takes the longest that fits, nearly always, and so all of them sum to one.
+    an LLM's BPE takes the longest that fits, nearly always. But for `UNLIKELY` and `SHORTER`, and for the space that is
+    implied behind a sign, all of them and the end sum to one.
 
     Args:
         logits: (T, 1 + 28) of the clip's frames, blank first.
@@ -100,18 +100,17 @@ class LetterListener:
 
     def __init__(self, logits: Tensor, letters: TokenLetters) -> None:
         self._letters = letters
-        self._known: dict[tuple[int, ...], CTCPrefix] = {(): CTCPrefix(logits.double().softmax(dim=-1).cpu().numpy())}
+        self._prefixes = WrittenPrefixes(logits.double().softmax(dim=-1).cpu().numpy(), self._heard_as)
 
     def expected(self, written: tuple[int, ...]) -> Expected | None:
         """Say what is to come after these tokens; None if CTC finds them impossible."""
-        prefix = self._prefix(written)
+        prefix = self._prefixes[written]
         likely = prefix.next
         if likely is None:
             return None
         end = math.log(max(float(likely[0]), LEAST))
         spellings, lead = self._context(written)
-        tokens = np.full(self._letters.size, -np.inf)
-        tokens[list(self._letters.spelling)] = math.log(LEAST)
+        tokens = self._letters.unheard.copy()
         reached = 1.0
         for letter in letter_numbers(lead):
             prefix, reached = prefix.extended(letter), float(likely[letter])
@@ -158,14 +157,9 @@ class LetterListener:
             return letters.later, ""
         return letters.at_start, " " if any(token in letters.spelling for token in written) else ""
 
-    def _prefix(self, written: tuple[int, ...]) -> CTCPrefix:
-        if written not in self._known:
-            prefix = self._prefix(written[:-1])
-            spellings, lead = self._context(written[:-1])
-            spelling = self._letters.spelling.get(written[-1], "")
-            if spelling and spellings is self._letters.at_start:
-                spelling = lead + spelling.strip()
-            for letter in letter_numbers(spelling):
-                prefix = prefix.extended(letter)
-            self._known[written] = prefix
-        return self._known[written]
+    def _heard_as(self, written: tuple[int, ...]) -> list[int]:
+        spellings, lead = self._context(written[:-1])
+        spelling = self._letters.spelling.get(written[-1], "")
+        if spelling and spellings is self._letters.at_start:
+            spelling = lead + spelling.strip()
+        return letter_numbers(spelling)

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .ctc_guide import LEAST, Expected
-from .ctc_prefix import CTCPrefix
+from .ctc_prefix import WrittenPrefixes
 from .ctc_vocabulary import CTCVocabulary
 from .token_texts import is_sign, spoken_form
 
@@ -64,11 +64,11 @@ class PieceListener:
 
     def __init__(self, logits: Tensor, pieces: TokenPieces) -> None:
         self._pieces = pieces
-        self._known: dict[tuple[int, ...], CTCPrefix] = {(): CTCPrefix(logits.double().softmax(dim=-1).cpu().numpy())}
+        self._prefixes = WrittenPrefixes(logits.double().softmax(dim=-1).cpu().numpy(), self._heard_as)
 
     def expected(self, written: tuple[int, ...]) -> Expected | None:
         """Say what is to come after these tokens; None if CTC finds them impossible."""
-        likely = self._prefix(written).next
+        likely = self._prefixes[written].next
         if likely is None:
             return None
         log_ctc = torch.from_numpy(np.log(np.maximum(likely, LEAST))).float()
@@ -81,9 +81,6 @@ class PieceListener:
         begins = not written or self._pieces.later[written[-1]] == _FREE
         return self._pieces.first if begins else self._pieces.later
 
-    def _prefix(self, written: tuple[int, ...]) -> CTCPrefix:
-        if written not in self._known:
-            before = self._prefix(written[:-1])
-            piece = int(self._numbers(written[:-1])[written[-1]])
-            self._known[written] = before.extended(piece) if piece > 0 else before
-        return self._known[written]
+    def _heard_as(self, written: tuple[int, ...]) -> list[int]:
+        piece = int(self._numbers(written[:-1])[written[-1]])
+        return [piece] if piece > 0 else []

@@ -14,7 +14,7 @@ from ..files import read_json
 from ..weights import find_config
 from .published import PUBLISHED
 
-# As in model/ctc_vocabulary.py, which needs a tokenizer that is loaded.
+# As in model/token_texts.py; model/ctc_vocabulary.py, which counts with it, needs a tokenizer that is loaded.
 _PIECE = re.compile(r"Ġ?[a-z']+|Ġ")
 # As in model/speller.py.
 MAX_LETTER_GROUPS = 40
