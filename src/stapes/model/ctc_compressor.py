@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .configuration import ConnectorConfig
 from .letter_hearer import LetterHearer
 from .prenorm import PreNormLayer
-from .sound_namer import SoundNamer
+from .sound_namer import SOUND_WIDTH, SoundNamer
 from .speller import Speller
 
 Objective = Literal["answer", "ctc", "letters", "sound"]
@@ -75,13 +75,13 @@ class CTCCompressor(nn.Module):
         if config.ctc_letters:
             self.letters = LetterHearer(encoder_hidden_size, config.ctc_letters, config.dropout)
         self.detail = nn.Linear(width, llm_hidden_size, bias=False)
-        self.sound_out = nn.Linear(width, llm_hidden_size)
+        self.sound_out = nn.Linear(width if config.sound_layer is None else SOUND_WIDTH, llm_hidden_size)
         self.namer: SoundNamer | None = None
         if config.sound_layer is None:
             self.sound_in = nn.Linear(encoder_hidden_size, width)
             self.norm_sound = nn.RMSNorm(llm_hidden_size, eps=1e-6)
         else:
-            self.namer = SoundNamer(encoder_hidden_size, width, llm_hidden_size, config.dropout)
+            self.namer = SoundNamer(encoder_hidden_size, llm_hidden_size, config.dropout)
 
     def forward(self, frames: Tensor, frames_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Fill each clip's slots with what is said in it, then with how it sounds.

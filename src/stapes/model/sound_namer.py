@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+SOUND_WIDTH = 192
+"""Of the hidden layer: what sounds is told from a few hundred clips, for which 512 did no better (docs/log.md)."""
+
 LOGIT_SCALE = 3.0
 """By how much a word's logit is multiplied before the loss and the LLM see it: rows of an LLM's table are short."""
 
@@ -20,17 +23,16 @@ class SoundNamer(nn.Module):
 
     Args:
         input_width: D, of the frames.
-        width: of the hidden layer.
         llm_width: D_llm, of the LLM's embeddings.
         dropout: behind the hidden layer.
     """
 
-    def __init__(self, input_width: int, width: int, llm_width: int, dropout: float) -> None:
+    def __init__(self, input_width: int, llm_width: int, dropout: float) -> None:
         super().__init__()
         self.norm_in = nn.LayerNorm(input_width)
-        self.pool = nn.Linear(3 * input_width, width)
+        self.pool = nn.Linear(3 * input_width, SOUND_WIDTH)
         self.dropout = nn.Dropout(dropout)
-        self.to_llm = nn.Linear(width, llm_width)
+        self.to_llm = nn.Linear(SOUND_WIDTH, llm_width)
         self.norm_llm = nn.LayerNorm(llm_width)
 
     def forward(self, frames: Tensor, frames_mask: Tensor, to_sound: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +45,7 @@ class SoundNamer(nn.Module):
             table: (C, D_llm) embeddings of the words.
 
         Returns:
-            hidden (B, A, W) and the logits of the words (B, A, C).
+            hidden (B, A, `SOUND_WIDTH`) and the logits of the words (B, A, C).
         """
         frames = self.norm_in(frames) * frames_mask[:, :, None]
         num_frames = frames_mask.sum(dim=1, keepdim=True).clamp(min=1)

@@ -21,6 +21,8 @@ MAX_LETTER_GROUPS = 40
 # As in model/letter_hearer.py.
 NUM_LETTERS = 29
 LETTER_CONTEXT = 3
+# As in model/sound_namer.py.
+SOUND_WIDTH = 192
 
 
 @dataclass(frozen=True)

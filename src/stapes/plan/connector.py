@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..recipe import CTCCompressor, StackedMLP, WindowedQFormer
-from .configs import LETTER_CONTEXT, MAX_LETTER_GROUPS, NO_PIECES, NUM_LETTERS, CTCPieces
+from .configs import LETTER_CONTEXT, MAX_LETTER_GROUPS, NO_PIECES, NUM_LETTERS, SOUND_WIDTH, CTCPieces
 from .shapes import Weight, layer_norm, linear
 
 
@@ -153,7 +153,7 @@ class CTCCompressorShape:
             *self._speller_weights(),
             *self._letter_weights(),
             *linear("detail", D, D_llm, bias=False),
-            *linear("sound_out", D, D_llm),
+            *linear("sound_out", SOUND_WIDTH if self.names_sounds else D, D_llm),
             *self._sound_weights(),
         ]
 
@@ -187,8 +187,8 @@ class CTCCompressorShape:
             ]
         return [
             *layer_norm("namer.norm_in", self.input_width),
-            *linear("namer.pool", 3 * self.input_width, self.width),
-            *linear("namer.to_llm", self.width, self.output_width),
+            *linear("namer.pool", 3 * self.input_width, SOUND_WIDTH),
+            *linear("namer.to_llm", SOUND_WIDTH, self.output_width),
             *layer_norm("namer.norm_llm", self.output_width),
         ]
 

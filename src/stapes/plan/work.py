@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from .configs import SOUND_WIDTH
 from .connector import CTCCompressorShape, MLPShape, QFormerShape
 from .encoders import BeatsShape
 from .model_plan import ModelPlan, Part
@@ -196,9 +197,9 @@ def _ctc_compressor(connector: CTCCompressorShape, T: int) -> Iterable[Op]:
         yield Pointwise("rms_norm", A * D_llm)
         return
     yield Pointwise("norm", T * E, 3)  # of the sound layer; mean and deviation over the clip
-    yield Linear(A, 3 * E, D)
-    yield Pointwise("gated", A * D)
-    yield Linear(A, D, D_llm, 2)
+    yield Linear(A, 3 * E, SOUND_WIDTH)
+    yield Pointwise("gated", A * SOUND_WIDTH)
+    yield Linear(A, SOUND_WIDTH, D_llm, 2)
     yield Pointwise("norm", A * D_llm)
     yield Linear(A, D_llm, C)
     yield Pointwise("norm", A * C)
