@@ -256,3 +256,18 @@ def test_recipes_need_no_torch() -> None:
 def test_a_window_is_a_whole_number_of_encoder_frames(window_s: float, frames: int) -> None:
     section = WindowedQFormer.model_validate({"kind": "windowed_qformer", "window_s": window_s})
     assert section.frames_per_window == frames
+
+
+def test_letters_may_be_taught_before_pieces(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path,
+        """\
+name: letters-first
+seed: 0
+model: {speech_encoder: w, llm: l, connector: {kind: ctc_compressor, letters: 64}}
+train:
+  letters: {objective: letters, data: {a.jsonl: 1}, max_steps: 1, learning_rate: 1e-3}
+  hear: {objective: ctc, data: {a.jsonl: 1}, max_steps: 1, learning_rate: 1e-3}
+""",
+    )
+    assert [stage.objective for stage in recipe.train.values()] == ["letters", "ctc"]
