@@ -125,15 +125,13 @@ def hearing(made: tuple[StapesForConditionalGeneration, StapesProcessor], letter
     assert isinstance(connector, CTCCompressor)
     number = CTCVocabulary(lm.processor.tokenizer, 0).pieces.index(letter)
     with torch.no_grad():
-        if connector.letters is not None:
-            # Not what the pieces are: letters have the say where there are both.
-            (of_letter,), letter = letter_numbers(letter), "x"
+        if connector.letters is not None:  # which then know alone: to pieces all are alike
             connector.letters.out.weight.zero_()
-            connector.letters.out.bias.zero_()[of_letter] = 1000
-            number = CTCVocabulary(lm.processor.tokenizer, 0).pieces.index(letter)
+            connector.letters.out.bias.zero_()[letter_numbers(letter)] = 1000
         connector.norm_llm.weight.zero_()
         connector.blank.weight.zero_()
-        connector.norm_llm.bias.copy_(1000 * connector.token_embeddings.weight[number])
+        heard = 1000.0 if connector.letters is None else 0.0
+        connector.norm_llm.bias.copy_(heard * connector.token_embeddings.weight[number])
     lm.model.config.connector_config.ctc_merges = 0
     lm.model.config.connector_config.ctc_weight = weight
     return lm

@@ -20,6 +20,7 @@ from .data.audio import load_audio, prepare_waveform
 from .data.prompts import TEST_INSTRUCTIONS, asks_for_transcript
 from .defaults import find_model
 from .model import (
+    BothHeard,
     CTCGuide,
     CTCVocabulary,
     Listener,
@@ -157,7 +158,7 @@ class AudioLM:
         ends = self.model.generation_config.eos_token_id
         guide = CTCGuide(
             self._listeners(frames, frames_mask, transcripts),
-            self._heard.signs,
+            self._pieces.signs,
             end_ids=[ends] if isinstance(ends, int) else list(ends or ()),
             prompt_length=inputs["input_ids"].shape[1],
             weight=weight,
@@ -165,19 +166,25 @@ class AudioLM:
         return {**inputs, "encoder_frames": frames, "encoder_frames_mask": frames_mask}, [guide]
 
     def _listeners(self, frames: Tensor, frames_mask: Tensor, wanted: Sequence[bool]) -> list[Listener | None]:
-        logits, mask = self.model.hear(frames, frames_mask)
-        return [
-            self._heard.listen(of_clip[real]) if asked else None
-            for of_clip, real, asked in zip(logits, mask, wanted, strict=True)
-        ]
+        heard = self.model.hear(frames, frames_mask)
+
+        def listener(clip: int) -> Listener:
+            of_clip = [logits[clip, mask[clip]] for logits, mask in heard]
+            pieces = self._pieces.listen(of_clip[0])
+            return BothHeard(self._letters.listen(of_clip[1]), pieces) if len(of_clip) > 1 else pieces
+
+        return [listener(clip) if asked else None for clip, asked in enumerate(wanted)]
 
     @cached_property
-    def _heard(self) -> TokenLetters | TokenPieces:
-        """What the LLM's tokens are to one who hears what its connector does."""
-        tokenizer, connector = self.processor.tokenizer, self.model.config.connector_config
-        if connector.ctc_letters:
-            return TokenLetters(tokenizer)
-        return TokenPieces(tokenizer, CTCVocabulary(tokenizer, connector.ctc_merges))
+    def _pieces(self) -> TokenPieces:
+        """What the LLM's tokens are to one who hears pieces of words."""
+        merges = self.model.config.connector_config.ctc_merges
+        return TokenPieces(self.processor.tokenizer, CTCVocabulary(self.processor.tokenizer, merges))
+
+    @cached_property
+    def _letters(self) -> TokenLetters:
+        """What they are to one who hears letters."""
+        return TokenLetters(self.processor.tokenizer)
 
     def read(self, token_ids: Sequence[int]) -> Answer:
         """Turn generated tokens into an answer; what follows the end symbol is not part of it."""

@@ -200,19 +200,21 @@ def test_letters_do_not_depend_on_the_batch_and_see_no_sound_layer() -> None:
     for row, length in enumerate(lengths):
         frames[row, :length] = torch.randn(length, 2 * D, generator=torch.Generator().manual_seed(row))
         mask[row, :length] = True
-    together, steps = connector.hear(frames, mask)
+    _, (together, steps) = connector.hear(frames, mask)
     assert together.shape == (4, 51, 29)
     assert torch.equal(steps, mask)
     frames[..., D:] = 0.0
     for row, length in enumerate(lengths):
-        alone, _ = connector.hear(frames[row : row + 1, :length], mask[row : row + 1, :length])
+        _, (alone, _) = connector.hear(frames[row : row + 1, :length], mask[row : row + 1, :length])
         torch.testing.assert_close(together[row, :length], alone[0], atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_heard_are_pieces_where_there_are_no_letters() -> None:
-    connector = random_connector()
+@pytest.mark.parametrize("letters", [0, 64])
+def test_pieces_are_heard_with_letters_and_without(letters: int) -> None:
+    connector = random_connector(ctc_letters=letters)
     frames, mask = torch.randn(1, 40, D), all_real(40)
-    logits, steps = connector.hear(frames, mask)
+    (logits, steps), *more = connector.hear(frames, mask)
+    assert len(more) == bool(letters)
     torch.testing.assert_close(logits, connector.read(frames, mask).logits)
     assert steps.shape == logits.shape[:2] == (1, 10)
 

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from stapes.model import CTCGuide, CTCVocabulary, TokenLetters, TokenPieces
+from stapes.model import BothHeard, CTCGuide, CTCVocabulary, TokenLetters, TokenPieces
+from stapes.model.ctc_guide import NO_PIECE, Expected
 from stapes.model.letter_hearer import LETTERS, letter_numbers
 
 TOKENS = ["Ġ", "a", "b", "Ġa", "Ġb", "A", "ĠB", ".", "7", "<end>"]
@@ -144,3 +145,35 @@ def test_letters_guide_as_pieces_do() -> None:
         scores = guided(written(*text), thinks(a=0.1, b=0.3, _a=0.3, _b=0.1, **{"<end>": 0.2}))
         text.append(TOKENS[int(scores.argmax())])
     assert text == ["Ġa", "Ġb", "<end>"]
+
+
+class Expects:
+    """A listener that expects the same whatever is written."""
+
+    def __init__(self, end: float | None, **tokens: float) -> None:
+        self._end, self._tokens = end, tokens
+
+    def expected(self, written: tuple[int, ...]) -> Expected | None:
+        if self._end is None:
+            return None
+        likely = torch.tensor([self._tokens.get(token.replace("Ġ", "_"), 0.0) for token in TOKENS])
+        return Expected(likely.log(), math.log(self._end))
+
+
+def test_letters_and_pieces_have_one_opinion() -> None:
+    both = BothHeard(Expects(0.25, a=0.1, b=0.4, _a=0.25), Expects(0.01, a=0.4, b=0.1, _b=0.49)).expected(())
+    assert both is not None
+    likely = {token.replace("Ġ", "_"): float(value.exp()) for token, value in zip(TOKENS, both.tokens, strict=True)}
+    # What no letter spells cannot be written; what is no piece is next to impossible for those.
+    expected = {"a": 0.2, "b": 0.2, "_a": math.sqrt(0.25 * NO_PIECE)}
+    assert likely == pytest.approx({token: expected.get(token, 0.0) for token in likely})
+    assert math.exp(both.end) == pytest.approx(0.05)
+
+
+def test_where_one_finds_a_text_impossible_the_other_decides() -> None:
+    knows, lost = Expects(0.5, a=0.5), Expects(None)
+    for both in (BothHeard(knows, lost), BothHeard(lost, knows)):
+        expected = both.expected((1,))
+        assert expected is not None
+        assert torch.equal(expected.tokens, knows.expected((1,)).tokens)  # type: ignore[union-attr]
+    assert BothHeard(lost, lost).expected((1,)) is None

@@ -12,7 +12,7 @@ from transformers import (
 from .beats import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
 from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
 from .ctc_compressor import CTCCompressor, Objective
-from .ctc_guide import CTCGuide, Listener
+from .ctc_guide import BothHeard, CTCGuide, Listener
 from .ctc_vocabulary import CTCVocabulary
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
 from .families import FAMILIES, Family, find_family, find_reserved_tokens
@@ -44,6 +44,7 @@ __all__ = [
     "BeatsConfig",
     "BeatsEncoder",
     "BeatsFeatureExtractor",
+    "BothHeard",
     "CTCCompressor",
     "CTCGuide",
     "CTCVocabulary",

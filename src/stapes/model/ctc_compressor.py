@@ -142,12 +142,13 @@ class CTCCompressor(nn.Module):
         hidden = self.norm_out(hidden)
         return CTCSteps(hidden, self._logits(hidden), mask)
 
-    def hear(self, frames: Tensor, frames_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits of what is said, and the mask of their steps: of letters if it hears those, else of pieces."""
-        if self.letters is not None:
-            return self.read_letters(frames, frames_mask), frames_mask
+    def hear(self, frames: Tensor, frames_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return logits of what is said, each with its steps' mask: of pieces, and of letters if it hears those."""
         steps = self.read(frames, frames_mask)
-        return steps.logits, steps.mask
+        heard = [(steps.logits, steps.mask)]
+        if self.letters is not None:
+            heard.append((self.read_letters(frames, frames_mask), frames_mask))
+        return heard
 
     def read_letters(self, frames: Tensor, frames_mask: Tensor) -> Tensor:
         """Run the part that hears letters: their logits (B, T, 1 + 28), blank first; arguments as in `forward`."""

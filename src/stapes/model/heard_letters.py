@@ -64,11 +64,13 @@ class TokenLetters:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         special = set(tokenizer.all_special_ids)
-        known = {token_id: token for token, token_id in tokenizer.get_vocab().items() if token_id not in special}
+        known = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
         self.signs = torch.zeros(1 + max(known), dtype=torch.bool)
         self.spelling: dict[int, str] = {}
         at_start, later = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
         for token_id, token in known.items():
+            if token_id in special:
+                continue
             text = spoken_form(token)
             if not is_spoken(text):
                 self.signs[token_id] = is_sign(token)

@@ -197,7 +197,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens, tokens_mask = self.connector(frames.to(self._connector_dtype()), frames_mask)
         return tokens[tokens_mask]
 
-    def hear(self, frames: Tensor, frames_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def hear(self, frames: Tensor, frames_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Run `CTCCompressor.hear`; arguments as in `connect`."""
         assert isinstance(self.connector, CTCCompressor)
         return self.connector.hear(frames.to(self._connector_dtype()), frames_mask)
