@@ -64,7 +64,7 @@ class CTCGuide(LogitsProcessor):
     """Weighs the LLM's next token with what CTC expects to come next.
 
     Signs are the LLM's affair and keep its probabilities; what they leave is shared out among words and the end by
-    p_LLM^(1 - w) · p_CTC^w, p_CTC being a conditional probability of `CTCPrefix`. An LLM alone writes down what is
+    p_LLM^(1 - w) · p_CTC^w, p_CTC being what a listener expects. An LLM alone writes down what is
     likely, and may swap a word for one of like meaning; CTC alone cannot spell. Rows that are no transcripts stay as
     they are.
 
