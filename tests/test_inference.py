@@ -17,7 +17,14 @@ import stapes
 from stapes.data.prompts import TEST_INSTRUCTIONS, TRAIN_INSTRUCTIONS
 from stapes.errors import AudioError, ModelFolderError
 from stapes.inference import Answer, AudioLM, load, rounding_margin
-from stapes.model import CTCCompressor, CTCVocabulary, StapesForConditionalGeneration, StapesProcessor, letter_numbers
+from stapes.model import (
+    CTCCompressor,
+    CTCVocabulary,
+    StapesForConditionalGeneration,
+    StapesProcessor,
+    WordList,
+    letter_numbers,
+)
 
 Waveforms = Callable[[float, int], np.ndarray]
 ModelFactory = Callable[..., tuple[StapesForConditionalGeneration, StapesProcessor]]
@@ -117,42 +124,70 @@ def test_sampling_and_beams_go_through(lm: AudioLM, speech_like: Waveforms) -> N
     assert len(lm.answer(clips, instructions, max_new_tokens=8, num_beams=3)) == 2
 
 
-def hearing(made: tuple[StapesForConditionalGeneration, StapesProcessor], letter: str, weight: float) -> AudioLM:
-    """A model whose CTC hears one letter, without a pause, and whose LLM finds all tokens alike."""
+def hearing(
+    made: tuple[StapesForConditionalGeneration, StapesProcessor], heard: str, weight: float, likes: str = ""
+) -> AudioLM:
+    """A model whose CTC hears one letter, without a pause: in pieces, or in letters, any of those in `heard` alike.
+
+    Its LLM finds all tokens alike, but for those in `likes`, which are e times as likely.
+    """
     lm = AudioLM(*made)
-    lm.model.get_output_embeddings().register_forward_hook(lambda *call: torch.zeros_like(call[2]))  # type: ignore[union-attr]
+    liked = torch.zeros(len(lm.processor.tokenizer))
+    liked[[lm.processor.tokenizer.convert_tokens_to_ids(token) for token in likes]] = 1.0
+    lm.model.get_output_embeddings().register_forward_hook(lambda *call: torch.zeros_like(call[2]) + liked)  # type: ignore[union-attr]
     connector = lm.model.connector
     assert isinstance(connector, CTCCompressor)
-    number = CTCVocabulary(lm.processor.tokenizer, 0).pieces.index(letter)
+    number = CTCVocabulary(lm.processor.tokenizer, 0).pieces.index(heard[0])
     with torch.no_grad():
         if connector.letters is not None:  # which then know alone: to pieces all are alike
             connector.letters.out.weight.zero_()
-            connector.letters.out.bias.zero_()[letter_numbers(letter)] = 1000
+            connector.letters.out.bias.zero_()[letter_numbers(heard)] = 1000
         connector.norm_llm.weight.zero_()
         connector.blank.weight.zero_()
-        heard = 1000.0 if connector.letters is None else 0.0
-        connector.norm_llm.bias.copy_(heard * connector.token_embeddings.weight[number])
+        sure = 1000.0 if connector.letters is None else 0.0
+        connector.norm_llm.bias.copy_(sure * connector.token_embeddings.weight[number])
     lm.model.config.connector_config.ctc_merges = 0
     lm.model.config.connector_config.ctc_weight = weight
     return lm
 
 
-@pytest.mark.parametrize("letters", [0, 64])
+@pytest.mark.parametrize("words", [None, {"q": -1.0, "qq": -1.0, "w": -2.0}])
 def test_a_transcript_is_what_ctc_hears_as_far_as_it_has_a_say(
-    tiny_model_and_processor: ModelFactory, speech_like: Waveforms, letters: int
+    tiny_model_and_processor: ModelFactory, speech_like: Waveforms, words: dict[str, float] | None
 ) -> None:
     clips = [speech_like(1.0, 0), speech_like(2.0, 1), speech_like(1.5, 2)]
     asked = [TEST_INSTRUCTIONS["asr"], "Who?", TRAIN_INSTRUCTIONS["asr"][-1]]
-    made = partial(tiny_model_and_processor, "ctc_compressor", ctc_letters=letters)
+    made = partial(tiny_model_and_processor, "ctc_compressor", ctc_letters=64 if words else 0)
     alone = hearing(made(), "q", 0.0).answer(clips, asked, max_new_tokens=8)
-    lm = hearing(made(), "q", 1.0)
+    lm = hearing(made(), "q", 0.9)
+    lm.processor.words = WordList(words) if words else None
     guided = lm.answer(clips, asked, max_new_tokens=8)
-    assert guided[0] == guided[2] == Answer("Q", 2, truncated=False)  # a capital is as good, and comes first
+    # A capital is as good, and comes first. A text that was chosen begins with a space, here a token of its own.
+    assert guided[0] == guided[2] == Answer("Q", 3 if words else 2, truncated=False)
     assert alone[0] == alone[1] == alone[2] == guided[1] != guided[0]
     assert lm.transcribe(clips[0], max_new_tokens=8) == "Q"
     assert lm.transcribe(clips[0], max_new_tokens=8, num_beams=3).lower() == "q"
     stream = lm.stream(clips[0], asked[0], max_new_tokens=8)
     assert (list(stream), stream.answer) == (["Q"], guided[0])
+
+
+def test_the_llm_chooses_among_words_that_are_heard_alike(
+    tiny_model_and_processor: ModelFactory, speech_like: Waveforms
+) -> None:
+    made = partial(tiny_model_and_processor, "ctc_compressor", ctc_letters=64)
+    for likes, weight, said in (("", 0.5, "Q"), ("w", 0.5, "w"), ("w", 1.0, "Q"), ("z", 0.1, "Q")):
+        lm = hearing(made(), "qw", weight, likes)
+        lm.processor.words = WordList({"q": -1.0, "w": -1.1, "z": -1.0})
+        clip = speech_like(1.0, 0)
+        assert lm.transcribe(clip, max_new_tokens=8) == said
+        assert lm.ask(clip, "Who?", max_new_tokens=3) != said
+
+
+def test_letters_have_no_say_where_it_is_not_known_which_words_there_are(
+    tiny_model_and_processor: ModelFactory, speech_like: Waveforms
+) -> None:
+    lm = hearing(tiny_model_and_processor("ctc_compressor", ctc_letters=64), "q", 0.9, likes="b")
+    assert lm.transcribe(speech_like(1.0, 0), max_new_tokens=1) != "Q"
 
 
 @pytest.mark.parametrize("seed", range(4))

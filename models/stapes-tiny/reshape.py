@@ -1,13 +1,14 @@
 """Change how a model's CTC compressor hears, and keep all that it learnt and that still fits.
 
     python models/stapes-tiny/reshape.py MODEL OUT [--merges N] [--spelling N] [--letters N] [--sharpness X]
-        [--weight X] [--sound-layer N] [--detail X]
+        [--weight X] [--sound-layer N] [--detail X] [--words FILE]
 
 `--merges`: how many merges of the LLM's BPE make the pieces that CTC hears from now on; few, and words are spelt in
 short pieces, each of which is often heard; many, and they are heard whole, the rare ones never. `--spelling`,
 `--letters`, `--sharpness`, `--weight` and `--sound-layer`: the `ctc_…` and `sound_layer` of `ConnectorConfig`;
 spelling, letters and a sound layer have all to learn. `--detail`: a factor for the learnt rest that the LLM reads
-beside the embeddings of what was heard. OUT is a folder for `start_from`.
+beside the embeddings of what was heard. `--words`: the words that a transcript may
+hold. OUT is a folder for `start_from`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 
 from stapes.assembly import begin_connector, load_model, save_model
-from stapes.model import ConnectorConfig, CTCCompressor, CTCVocabulary
+from stapes.model import ConnectorConfig, CTCCompressor, CTCVocabulary, WordList
 from stapes.model.speller import letter_groups
 
 OF_VOCABULARY = ("token_embeddings.weight", "speller.spelling")
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--weight", type=float)
     parser.add_argument("--sound-layer", type=int)
     parser.add_argument("--detail", type=float, default=1.0)
+    parser.add_argument("--words", type=Path)
     asked = parser.parse_args()
     model, processor = load_model(asked.model)
     before, old = model.config.connector_config, model.connector
@@ -68,6 +70,8 @@ def main() -> None:
     assert not unexpected, unexpected
     new.detail.weight.mul_(asked.detail)
     model.speech_encoder.tap_layer = shape.sound_layer
+    if asked.words is not None:
+        processor.words = WordList.read(asked.words)
     save_model(model, processor, asked.out, trained_only=True)
     print(f"{before.num_ctc_tokens} → {len(vocabulary)} pieces; not learnt yet: {', '.join(fresh)}")
 

@@ -20,14 +20,14 @@ from .data.audio import load_audio, prepare_waveform
 from .data.prompts import TEST_INSTRUCTIONS, asks_for_transcript
 from .defaults import find_model
 from .model import (
-    BothHeard,
     CTCGuide,
     CTCVocabulary,
+    Heard,
     Listener,
     StapesForConditionalGeneration,
     StapesProcessor,
-    TokenLetters,
     TokenPieces,
+    TranscriptChooser,
 )
 from .streaming import TokenStream, before_stop, settled
 
@@ -154,43 +154,67 @@ class AudioLM:
         if not (weight and any(transcripts)):
             return inputs, []
         features = {name: inputs.pop(name) for name in list(inputs) if "features" in name}
-        frames, frames_mask = self.model.encode(**features)
-        ends = self.model.generation_config.eos_token_id
+        heard = self.model.hear(*self.model.encode(**features))
+        input_ids = inputs["input_ids"]
+        audio = heard.slots[heard.slots_mask]
+        embeds = self.model.place_audio(input_ids, self.model.get_input_embeddings()(input_ids), audio)
         guide = CTCGuide(
-            self._listeners(frames, frames_mask, transcripts),
+            [self._listener(clip, heard, inputs, embeds) if asked else None for clip, asked in enumerate(transcripts)],
             self._pieces.signs,
-            end_ids=[ends] if isinstance(ends, int) else list(ends or ()),
-            prompt_length=inputs["input_ids"].shape[1],
+            end_ids=self._end_ids,
+            prompt_length=input_ids.shape[1],
             weight=weight,
         )
-        return {**inputs, "encoder_frames": frames, "encoder_frames_mask": frames_mask}, [guide]
+        return {**inputs, "inputs_embeds": embeds}, [guide]
 
-    def _listeners(self, frames: Tensor, frames_mask: Tensor, wanted: Sequence[bool]) -> list[Listener | None]:
-        heard = self.model.hear(frames, frames_mask)
+    def _listener(self, clip: int, heard: Heard, inputs: Mapping[str, Tensor], embeds: Tensor) -> Listener:
+        """Return what is to guide the transcript of a clip: the text that was chosen, or what CTC hears in pieces."""
+        pieces = heard.pieces[clip, heard.pieces_mask[clip]]
+        if self._chooser is None or heard.letters is None:
+            return self._pieces.listen(pieces)
+        is_prompt = inputs["attention_mask"][clip].bool()
+        is_text = is_prompt & (inputs["input_ids"][clip] != self.model.config.audio_token_id)
+        text = self._chooser.choose(
+            heard.letters[clip, heard.letters_mask[clip]],
+            pieces,
+            prompt=embeds[clip, is_prompt],
+            bare_prompt=embeds[clip, is_text],
+            weight=self.model.config.connector_config.ctc_weight,
+        )
+        return self._pieces.dictate(text)
 
-        def listener(clip: int) -> Listener:
-            of_clip = [logits[clip, mask[clip]] for logits, mask in heard]
-            pieces = self._pieces.listen(of_clip[0])
-            return BothHeard(self._letters.listen(of_clip[1]), pieces) if len(of_clip) > 1 else pieces
+    @property
+    def _end_ids(self) -> list[int]:
+        ends = self.model.generation_config.eos_token_id
+        return [ends] if isinstance(ends, int) else list(ends or ())
 
-        return [listener(clip) if asked else None for clip, asked in enumerate(wanted)]
+    @cached_property
+    def _vocabulary(self) -> CTCVocabulary:
+        return CTCVocabulary(self.processor.tokenizer, self.model.config.connector_config.ctc_merges)
 
     @cached_property
     def _pieces(self) -> TokenPieces:
         """What the LLM's tokens are to one who hears pieces of words."""
-        merges = self.model.config.connector_config.ctc_merges
-        return TokenPieces(self.processor.tokenizer, CTCVocabulary(self.processor.tokenizer, merges))
+        return TokenPieces(self.processor.tokenizer, self._vocabulary)
 
     @cached_property
-    def _letters(self) -> TokenLetters:
-        """What they are to one who hears letters."""
-        return TokenLetters(self.processor.tokenizer)
+    def _chooser(self) -> TranscriptChooser | None:
+        """Who chooses transcripts, where it is known which words there are."""
+        if self.processor.words is None:
+            return None
+        may_follow = self._pieces.signs.clone()
+        may_follow[self._end_ids] = True
+        return TranscriptChooser(
+            self.model.language_model,
+            self.processor.tokenizer,
+            self.processor.words,
+            self._vocabulary,
+            may_follow=may_follow,
+        )
 
     def read(self, token_ids: Sequence[int]) -> Answer:
         """Turn generated tokens into an answer; what follows the end symbol is not part of it."""
-        eos = self.model.generation_config.eos_token_id
-        ends = {eos} if isinstance(eos, int) else set(eos or ())
-        end = next((position for position, token in enumerate(token_ids) if token in ends), None)
+        end = next((position for position, token in enumerate(token_ids) if token in self._end_ids), None)
         said = token_ids if end is None else token_ids[:end]
         stops = self.model.generation_config.stop_strings or ()
         # An end that is spelt may share a token with the answer; what follows it in a batch is padding.

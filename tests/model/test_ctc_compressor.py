@@ -200,23 +200,30 @@ def test_letters_do_not_depend_on_the_batch_and_see_no_sound_layer() -> None:
     for row, length in enumerate(lengths):
         frames[row, :length] = torch.randn(length, 2 * D, generator=torch.Generator().manual_seed(row))
         mask[row, :length] = True
-    _, (together, steps) = connector.hear(frames, mask)
+    heard = connector.hear(frames, mask)
+    together = heard.letters
+    assert together is not None
     assert together.shape == (4, 51, 29)
-    assert torch.equal(steps, mask)
+    assert torch.equal(heard.letters_mask, mask)
     frames[..., D:] = 0.0
     for row, length in enumerate(lengths):
-        _, (alone, _) = connector.hear(frames[row : row + 1, :length], mask[row : row + 1, :length])
+        alone = connector.hear(frames[row : row + 1, :length], mask[row : row + 1, :length]).letters
+        assert alone is not None
         torch.testing.assert_close(together[row, :length], alone[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("letters", [0, 64])
-def test_pieces_are_heard_with_letters_and_without(letters: int) -> None:
+@torch.no_grad()
+def test_what_is_heard_goes_with_what_the_llm_reads(letters: int) -> None:
     connector = random_connector(ctc_letters=letters)
-    frames, mask = torch.randn(1, 40, D), all_real(40)
-    (logits, steps), *more = connector.hear(frames, mask)
-    assert len(more) == bool(letters)
-    torch.testing.assert_close(logits, connector.read(frames, mask).logits)
-    assert steps.shape == logits.shape[:2] == (1, 10)
+    frames, mask = torch.randn(2, 40, D), all_real(40).repeat(2, 1)
+    mask[1, 30:] = False
+    heard, (slots, slots_mask) = connector.hear(frames, mask), connector(frames, mask)
+    assert torch.equal(heard.slots_mask, slots_mask)
+    torch.testing.assert_close(heard.slots, slots)
+    torch.testing.assert_close(heard.pieces, connector.read(frames, mask).logits)
+    assert heard.pieces_mask.sum(dim=1).tolist() == [10, 8]
+    assert (heard.letters is None) == (letters == 0)
 
 
 @pytest.mark.parametrize("sound_layer", [None, 2])

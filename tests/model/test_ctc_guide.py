@@ -10,9 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from stapes.model import BothHeard, CTCGuide, CTCVocabulary, TokenLetters, TokenPieces
-from stapes.model.ctc_guide import NO_PIECE, Expected
-from stapes.model.letter_hearer import LETTERS, letter_numbers
+from stapes.model import CTCGuide, CTCVocabulary, TokenPieces
 
 TOKENS = ["Ġ", "a", "b", "Ġa", "Ġb", "A", "ĠB", ".", "7", "<end>"]
 MERGES = [("Ġ", "a"), ("Ġ", "b")]
@@ -53,11 +51,9 @@ def thinks(**likely: float) -> Tensor:
     return torch.tensor([[math.log(found.get(token, 1e-9)) for token in TOKENS]])
 
 
-def guide(
-    steps: Tensor, heard: TokenPieces | TokenLetters, *, weight: float = 0.5, transcript: bool = True
-) -> CTCGuide:
-    listeners = [heard.listen(steps) if transcript else None]
-    return CTCGuide(listeners, heard.signs, end_ids=[END], prompt_length=2, weight=weight)
+def guide(steps: Tensor, pieces: TokenPieces, *, weight: float = 0.5, transcript: bool = True) -> CTCGuide:
+    listeners = [pieces.listen(steps) if transcript else None]
+    return CTCGuide(listeners, pieces.signs, end_ids=[END], prompt_length=2, weight=weight)
 
 
 def written(*tokens: str) -> Tensor:
@@ -134,46 +130,30 @@ def test_beams_of_a_clip_have_prefixes_of_their_own(vocabulary: CTCVocabulary, p
     assert not torch.allclose(mixed[0], mixed[1])
 
 
-def test_letters_guide_as_pieces_do() -> None:
-    heard = TokenLetters(tokenizer())
-    logits = torch.full((4, 1 + len(LETTERS)), -20.0)
-    for frame, letter in enumerate(letter_numbers("a b")):
-        logits[frame, letter] = 0.0
-    logits[3, 0] = 0.0
-    guided, text = guide(logits, heard), []
-    for _ in range(3):
-        scores = guided(written(*text), thinks(a=0.1, b=0.3, _a=0.3, _b=0.1, **{"<end>": 0.2}))
+def test_a_text_that_is_decided_on_is_written_with_the_llms_signs_and_capitals(
+    vocabulary: CTCVocabulary, pieces: TokenPieces
+) -> None:
+    dictation = pieces.dictate(vocabulary.encode("a b a"))
+    guided = CTCGuide([dictation], pieces.signs, end_ids=[END], prompt_length=2, weight=0.5)
+    text: list[str] = []
+    for opinion in (
+        thinks(a=0.1, A=0.5, b=0.4),
+        thinks(**{"_a": 0.6, "_b": 0.1, "ĠB": 0.3}),
+        thinks(**{".": 0.8, "_a": 0.1, "<end>": 0.1}),
+        thinks(**{"<end>": 0.7, "_a": 0.2, "A": 0.1}),
+        thinks(**{"_b": 0.9, "<end>": 0.1}),
+    ):
+        scores = guided(written(*text), opinion)
+        assert scores.exp().sum() == pytest.approx(1, abs=1e-4)
         text.append(TOKENS[int(scores.argmax())])
-    assert text == ["Ġa", "Ġb", "<end>"]
+    assert text == ["A", "ĠB", ".", "Ġa", "<end>"]
 
 
-class Expects:
-    """A listener that expects the same whatever is written."""
-
-    def __init__(self, end: float | None, **tokens: float) -> None:
-        self._end, self._tokens = end, tokens
-
-    def expected(self, written: tuple[int, ...]) -> Expected | None:
-        if self._end is None:
-            return None
-        likely = torch.tensor([self._tokens.get(token.replace("Ġ", "_"), 0.0) for token in TOKENS])
-        return Expected(likely.log(), math.log(self._end))
-
-
-def test_letters_and_pieces_have_one_opinion() -> None:
-    both = BothHeard(Expects(0.25, a=0.1, b=0.4, _a=0.25), Expects(0.01, a=0.4, b=0.1, _b=0.49)).expected(())
-    assert both is not None
-    likely = {token.replace("Ġ", "_"): float(value.exp()) for token, value in zip(TOKENS, both.tokens, strict=True)}
-    # What no letter spells cannot be written; what is no piece is next to impossible for those.
-    expected = {"a": 0.2, "b": 0.2, "_a": math.sqrt(0.25 * NO_PIECE)}
-    assert likely == pytest.approx({token: expected.get(token, 0.0) for token in likely})
-    assert math.exp(both.end) == pytest.approx(0.05)
-
-
-def test_where_one_finds_a_text_impossible_the_other_decides() -> None:
-    knows, lost = Expects(0.5, a=0.5), Expects(None)
-    for both in (BothHeard(knows, lost), BothHeard(lost, knows)):
-        expected = both.expected((1,))
-        assert expected is not None
-        assert torch.equal(expected.tokens, knows.expected((1,)).tokens)  # type: ignore[union-attr]
-    assert BothHeard(lost, lost).expected((1,)) is None
+def test_a_dictation_has_nothing_to_say_of_other_texts(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
+    dictation = pieces.dictate(vocabulary.encode("a b"))
+    assert dictation.expected((TOKENS.index("b"),)) is None
+    assert dictation.expected(tuple(TOKENS.index(token) for token in ("a", "Ġb", "Ġb"))) is None
+    empty = pieces.dictate([]).expected(())
+    assert empty is not None
+    assert empty.end == 0
+    assert bool(empty.tokens.isneginf().all())

@@ -12,12 +12,16 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoFeatureExtractor, AutoProcessor, PreTrainedTokenizerFast, WhisperFeatureExtractor
 
+from stapes.assembly import load_model, save_model
+from stapes.errors import ModelFolderError
 from stapes.model import (
     StapesFeatureExtractor,
     StapesForConditionalGeneration,
     StapesProcessor,
+    WordList,
     find_reserved_tokens,
 )
+from stapes.model.processing import WORDS_FILE
 
 Waveforms = Callable[[float, int], np.ndarray]
 ModelFactory = Callable[..., tuple[StapesForConditionalGeneration, StapesProcessor]]
@@ -230,6 +234,23 @@ def test_a_processor_is_saved_and_loaded(
     expected, found = processor.prepare(clips, instructions), back.prepare(clips, instructions)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_the_words_of_transcripts_are_saved_and_loaded(tiny_model_and_processor: ModelFactory, tmp_path: Path) -> None:
+    model, processor = tiny_model_and_processor("ctc_compressor", ctc_letters=64)
+    assert processor.words is None
+    processor.words = WordList({"two": -1.0, "words": -2.0})
+    save_model(model, processor, tmp_path / "a")
+    _, back = load_model(tmp_path / "a")
+    assert back.words is not None
+    assert (len(back.words), "words" in back.words) == (2, True)
+    save_model(model, back, tmp_path / "b")
+    assert (tmp_path / "b" / WORDS_FILE).read_bytes() == (tmp_path / "a" / WORDS_FILE).read_bytes()
+    (tmp_path / "b" / WORDS_FILE).write_bytes(b"no list")
+    with pytest.raises(ModelFolderError, match=rf"b: cannot be read: .*{WORDS_FILE}: no text, or a damaged one"):
+        load_model(tmp_path / "b")
+    (tmp_path / "b" / WORDS_FILE).unlink()
+    assert load_model(tmp_path / "b")[1].words is None
 
 
 # Reserved tokens

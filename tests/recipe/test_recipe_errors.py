@@ -242,6 +242,10 @@ QFORMER_KEYS = (
             "R: model.connector: step_s 0.2 is longer than slot_s 0.16",
         ),
         (
+            MODEL + "  connector: {kind: ctc_compressor, words: words.txt, ctc_weight: 0.5}\n" + TRAIN,
+            "R: model.connector: words are searched for among letters: give `letters` and a `ctc_weight`, too",
+        ),
+        (
             WHOLE + "    lora: {r: 4}\n",
             "R: train.align: `lora` is set but `trainable` does not list it; add it to `trainable` or drop `lora`",
         ),

@@ -11,6 +11,7 @@ import pytest
 
 from stapes.recipe import (
     Bench,
+    CTCCompressor,
     DynamicClip,
     FixedClip,
     MergeLora,
@@ -256,6 +257,24 @@ def test_recipes_need_no_torch() -> None:
 def test_a_window_is_a_whole_number_of_encoder_frames(window_s: float, frames: int) -> None:
     section = WindowedQFormer.model_validate({"kind": "windowed_qformer", "window_s": window_s})
     assert section.frames_per_window == frames
+
+
+def test_a_list_of_words_lies_where_the_recipe_says(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path,
+        """\
+name: words
+seed: 0
+model:
+  speech_encoder: w
+  llm: l
+  connector: {kind: ctc_compressor, letters: 64, ctc_weight: 0.5, words: lists/words.txt}
+train:
+  hear: {objective: ctc, data: {a.jsonl: 1}, max_steps: 1, learning_rate: 1e-3}
+""",
+    )
+    assert isinstance(recipe.parts.connector, CTCCompressor)
+    assert recipe.parts.connector.words == tmp_path / "lists" / "words.txt"
 
 
 def test_letters_may_be_taught_before_pieces(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stapes.errors import StapesError
+from stapes.assembly import load_model
+from stapes.errors import RecipeError, StapesError
+from stapes.model import WordList
 from stapes.recipe import Recipe, load_recipe
 from stapes.run import plan_steps
 
@@ -83,3 +86,31 @@ def test_a_missing_manifest_is_named(small_parts: Path, tmp_path: Path) -> None:
     recipe = load_recipe(small_parts / "small.yaml", {"evaluate.data": [str(tmp_path / "none.jsonl")]})
     with pytest.raises(StapesError, match=r"none\.jsonl: no such manifest"):
         plan_steps(recipe, tmp_path)
+
+
+def hear(folder: Path) -> dict[str, Any]:
+    """What makes `small.yaml` a recipe of a connector that looks for words."""
+    connector = {
+        "kind": "ctc_compressor", "letters": 64, "ctc_weight": 0.5, "merges": 1, "words": str(folder / "words.txt"),
+        "hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 64,
+    }  # fmt: skip
+    data = {str(folder / "train.jsonl"): 1}
+    stage = {"objective": "ctc", "data": data, "max_steps": 1, "learning_rate": 1e-3}
+    return {"model.connector": connector, "train": {"hear": stage}, "compress": []}
+
+
+def test_the_words_of_transcripts_become_part_of_the_model(small_parts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    shutil.copytree(small_parts, folder)
+    WordList({"word": -1.0, "one": -2.0}).write(folder / "words.txt")
+    _, stage, *_ = plan_steps(load_recipe(folder / "small.yaml", hear(folder)), tmp_path)
+    stage.make(tmp_path / "hear")
+    _, processor = load_model(tmp_path / "hear")
+    assert processor.words is not None
+    assert [word in processor.words for word in ("word", "one", "two")] == [True, True, False]
+    (folder / "words.txt").write_text("some words\n")
+    with pytest.raises(RecipeError, match=r"^model\.connector\.words: .*line 1: 'some words' is neither a word"):
+        stage.make(tmp_path / "again")
+    (folder / "words.txt").unlink()
+    with pytest.raises(RecipeError, match=r"^model\.connector\.words: .*No such file"):
+        stage.make(tmp_path / "again")

@@ -11,17 +11,19 @@ from transformers import (
 
 from .beats import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
 from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
-from .ctc_compressor import CTCCompressor, Objective
-from .ctc_guide import BothHeard, CTCGuide, Listener
+from .ctc_compressor import CTCCompressor, Heard, Objective
+from .ctc_guide import CTCGuide, Listener
 from .ctc_vocabulary import CTCVocabulary
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
 from .families import FAMILIES, Family, find_family, find_reserved_tokens
-from .heard_letters import LetterListener, TokenLetters
-from .heard_pieces import PieceListener, TokenPieces
+from .heard_pieces import Dictation, PieceListener, TokenPieces
 from .letter_hearer import letter_numbers
 from .modeling import StapesForConditionalGeneration
 from .processing import StapesFeatureExtractor, StapesProcessor
 from .sound_tower import TOWER_TYPES, SoundTower, SoundTowerConfig, SoundTowerFeatureExtractor, describe_tower
+from .transcripts import TranscriptChooser
+from .word_list import WordList
+from .word_search import HeardText, search_words
 
 AutoConfig.register(StapesConfig.model_type, StapesConfig)
 AutoModelForCausalLM.register(StapesConfig, StapesForConditionalGeneration)
@@ -44,16 +46,17 @@ __all__ = [
     "BeatsConfig",
     "BeatsEncoder",
     "BeatsFeatureExtractor",
-    "BothHeard",
     "CTCCompressor",
     "CTCGuide",
     "CTCVocabulary",
     "ConnectorConfig",
+    "Dictation",
     "EatConfig",
     "EatEncoder",
     "EatFeatureExtractor",
     "Family",
-    "LetterListener",
+    "Heard",
+    "HeardText",
     "Listener",
     "Objective",
     "PieceListener",
@@ -64,11 +67,13 @@ __all__ = [
     "StapesFeatureExtractor",
     "StapesForConditionalGeneration",
     "StapesProcessor",
-    "TokenLetters",
     "TokenPieces",
+    "TranscriptChooser",
+    "WordList",
     "describe_tower",
     "find_family",
     "find_reserved_tokens",
     "letter_numbers",
     "num_audio_tokens",
+    "search_words",
 ]

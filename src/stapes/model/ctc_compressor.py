@@ -31,6 +31,24 @@ class CTCSteps(NamedTuple):
     mask: Tensor
 
 
+class Heard(NamedTuple):
+    """What a batch is to the LLM, and what CTC hears in it.
+
+    Attributes:
+        slots, slots_mask: as `CTCCompressor.forward` returns them.
+        pieces, pieces_mask: `logits` and `mask` of `CTCSteps`.
+        letters: (B, T, 1 + 28) logits, blank first; None if it hears none.
+        letters_mask: (B, T), True on real frames.
+    """
+
+    slots: Tensor
+    slots_mask: Tensor
+    pieces: Tensor
+    pieces_mask: Tensor
+    letters: Tensor | None
+    letters_mask: Tensor
+
+
 class CTCCompressor(nn.Module):
     """Convolution → Transformer → CTC over pieces of words → embeddings of what was heard, then of how it sounds.
 
@@ -97,7 +115,9 @@ class CTCCompressor(nn.Module):
         Raises:
             ValueError: if D is not the encoder's width.
         """
-        steps = self.read(frames, frames_mask)
+        return self._fill(frames, frames_mask, self.read(frames, frames_mask))
+
+    def _fill(self, frames: Tensor, frames_mask: Tensor, steps: CTCSteps) -> tuple[Tensor, Tensor]:
         num_slots, num_speech, to_speech, to_sound = self._deal(frames_mask, steps)
         slots = torch.arange(to_sound.shape[1], device=frames.device)
         probabilities = (self.sharpness * steps.logits[..., 1:]).softmax(dim=-1)
@@ -142,13 +162,11 @@ class CTCCompressor(nn.Module):
         hidden = self.norm_out(hidden)
         return CTCSteps(hidden, self._logits(hidden), mask)
 
-    def hear(self, frames: Tensor, frames_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return logits of what is said, each with its steps' mask: of pieces, and of letters if it hears those."""
+    def hear(self, frames: Tensor, frames_mask: Tensor) -> Heard:
+        """Fill the slots, and tell what is heard in words, too; arguments as in `forward`."""
         steps = self.read(frames, frames_mask)
-        heard = [(steps.logits, steps.mask)]
-        if self.letters is not None:
-            heard.append((self.read_letters(frames, frames_mask), frames_mask))
-        return heard
+        letters = None if self.letters is None else self.read_letters(frames, frames_mask)
+        return Heard(*self._fill(frames, frames_mask, steps), steps.logits, steps.mask, letters, frames_mask)
 
     def read_letters(self, frames: Tensor, frames_mask: Tensor) -> Tensor:
         """Run the part that hears letters: their logits (B, T, 1 + 28), blank first; arguments as in `forward`."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
-
-NO_PIECE = 1e-6
-"""How likely a token that is no piece of a word counts where letters can spell it."""
 
 LEAST = 1e-30
 """What CTC holds for impossible counts as this likely: an LLM that is sure of it can still not be overruled by far."""
@@ -35,29 +31,6 @@ class Listener(Protocol):
 
     def expected(self, written: tuple[int, ...]) -> Expected | None:
         """Say what is to come after these tokens; None if CTC finds them impossible."""
-
-
-class BothHeard:
-    """Letters and pieces of words that CTC heard of one clip, of one opinion: a `Listener`.
-
-    What each expects, as the mean of their log-probabilities. They err in other places: letters in how a word is spelt,
-    pieces in which word it is. Where one of them finds what is written impossible, the other is asked alone. A token
-    that letters spell and that is no piece is as likely as `NO_PIECE` to those.
-
-    Args:
-        letters, pieces: what was heard of the same clip.
-    """
-
-    def __init__(self, letters: Listener, pieces: Listener) -> None:
-        self._letters, self._pieces = letters, pieces
-
-    def expected(self, written: tuple[int, ...]) -> Expected | None:
-        """Say what is to come after these tokens; None if both find them impossible."""
-        spelt, heard = self._letters.expected(written), self._pieces.expected(written)
-        if spelt is None or heard is None:
-            return spelt or heard
-        pieces = heard.tokens.masked_fill(heard.tokens.isneginf(), math.log(NO_PIECE))
-        return Expected((spelt.tokens + pieces) / 2, (spelt.end + heard.end) / 2)
 
 
 class CTCGuide(LogitsProcessor):

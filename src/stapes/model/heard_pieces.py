@@ -1,6 +1,9 @@
-"""Pieces of words that CTC heard, told in tokens of an LLM."""
+"""Pieces of words that were heard, told in tokens of an LLM."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -53,6 +56,20 @@ class TokenPieces:
         """Follow a clip's steps (S, 1 + C)."""
         return PieceListener(logits, self)
 
+    def dictate(self, text: Sequence[int]) -> Dictation:
+        """Have a text written down, given as numbers of its pieces."""
+        return Dictation(text, self)
+
+    def numbers(self, written: tuple[int, ...]) -> Tensor:
+        """Return the pieces that tokens are, (V,), behind those written."""
+        begins = not written or self.later[written[-1]] == _FREE
+        return self.first if begins else self.later
+
+    def heard_as(self, written: tuple[int, ...]) -> list[int]:
+        """Return the piece that the last of some tokens is; none if it is a sign."""
+        piece = int(self.numbers(written[:-1])[written[-1]])
+        return [piece] if piece > 0 else []
+
 
 class PieceListener:
     """What CTC heard of one clip in pieces of words: a `Listener`.
@@ -64,7 +81,7 @@ class PieceListener:
 
     def __init__(self, logits: Tensor, pieces: TokenPieces) -> None:
         self._pieces = pieces
-        self._prefixes = WrittenPrefixes(logits.double().softmax(dim=-1).cpu().numpy(), self._heard_as)
+        self._prefixes = WrittenPrefixes(logits.double().softmax(dim=-1).cpu().numpy(), pieces.heard_as)
 
     def expected(self, written: tuple[int, ...]) -> Expected | None:
         """Say what is to come after these tokens; None if CTC finds them impossible."""
@@ -72,15 +89,31 @@ class PieceListener:
         if likely is None:
             return None
         log_ctc = torch.from_numpy(np.log(np.maximum(likely, LEAST))).float()
-        numbers = self._numbers(written)
+        numbers = self._pieces.numbers(written)
         tokens = torch.where(numbers > 0, log_ctc[numbers.clamp(min=0)], -torch.inf)
         return Expected(tokens, float(log_ctc[0]))
 
-    def _numbers(self, written: tuple[int, ...]) -> Tensor:
-        """Return the pieces that tokens are, behind those written."""
-        begins = not written or self._pieces.later[written[-1]] == _FREE
-        return self._pieces.first if begins else self._pieces.later
 
-    def _heard_as(self, written: tuple[int, ...]) -> list[int]:
-        piece = int(self._numbers(written[:-1])[written[-1]])
-        return [piece] if piece > 0 else []
+class Dictation:
+    """A text that is decided on, while it is written down: a `Listener`.
+
+    It says nothing about signs and capitals.
+
+    Args:
+        text: numbers of its pieces.
+        pieces: see `TokenPieces`.
+    """
+
+    def __init__(self, text: Sequence[int], pieces: TokenPieces) -> None:
+        self._text, self._pieces = list(text), pieces
+
+    def expected(self, written: tuple[int, ...]) -> Expected | None:
+        """Say what is to come after these tokens; None if they are no beginning of the text."""
+        told = [piece for end in range(1, 1 + len(written)) for piece in self._pieces.heard_as(written[:end])]
+        if told != self._text[: len(told)]:
+            return None
+        numbers = self._pieces.numbers(written)
+        if len(told) == len(self._text):
+            return Expected(torch.full(numbers.shape, -torch.inf), 0.0)
+        is_next = numbers == self._text[len(told)]
+        return Expected(torch.where(is_next, 0.0, -torch.inf), -math.inf)

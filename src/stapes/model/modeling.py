@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration import StapesConfig
 from .connectors import WindowedQFormer, build_connector, join_frames
-from .ctc_compressor import CTCCompressor
+from .ctc_compressor import CTCCompressor, Heard
 from .nf4 import layers_of, num_values, stay_plain
 from .speech_encoder import SpeechEncoder, is_last_speech_layer
 
@@ -197,7 +197,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens, tokens_mask = self.connector(frames.to(self._connector_dtype()), frames_mask)
         return tokens[tokens_mask]
 
-    def hear(self, frames: Tensor, frames_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def hear(self, frames: Tensor, frames_mask: Tensor) -> Heard:
         """Run `CTCCompressor.hear`; arguments as in `connect`."""
         assert isinstance(self.connector, CTCCompressor)
         return self.connector.hear(frames.to(self._connector_dtype()), frames_mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -14,14 +15,21 @@ from transformers import (
     ProcessorMixin,
     WhisperFeatureExtractor,
 )
+from transformers.utils import cached_file
 
 from .beats import BeatsFeatureExtractor
 from .configuration import num_audio_tokens
 from .eat import EatFeatureExtractor
 from .sound_tower import SoundTowerFeatureExtractor
+from .word_list import WordList
 
 MIN_SAMPLES = 400
 """One 25 ms analysis window at 16 kHz; shorter clips hold no frame."""
+
+WORDS_FILE = "words.txt.xz"
+
+_WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+"""Settings of `from_pretrained` that say where files are found."""
 
 
 class StapesFeatureExtractor(WhisperFeatureExtractor):
@@ -126,6 +134,10 @@ class StapesProcessor(ProcessorMixin):
         prompt_template: text with `{audio}` and `{instruction}`, up to where the answer begins.
         frames_per_window, queries_per_window, tail: those of the model's connector; they fix the number of tokens.
 
+    Attributes:
+        words: that a transcript may hold, for a connector that hears letters; None where there is no list. It is saved
+            and loaded with the rest, in a file of its own.
+
     Raises:
         ValueError: if the tokenizer does not know the audio token, or the template lacks or repeats a field.
     """
@@ -155,7 +167,32 @@ class StapesProcessor(ProcessorMixin):
         self.frames_per_window = frames_per_window
         self.queries_per_window = queries_per_window
         self.tail: Literal["pad", "drop"] = tail
+        self.words: WordList | None = None
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Save as other processors are, and the word list, too."""
+        if self.words is not None:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            self.words.write(Path(save_directory) / WORDS_FILE)
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> StapesProcessor:  # type: ignore[override]  # keywords are the base class's
+        """Load as other processors are, and the word list if there is one.
+
+        Raises:
+            ValueError: if the list is damaged.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        found = cached_file(
+            str(pretrained_model_name_or_path),
+            WORDS_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            **{name: kwargs[name] for name in _WHERE if name in kwargs},
+        )
+        processor.words = WordList.read(Path(found)) if found else None
+        return processor
 
     def build_prompt(self, instruction: str) -> str:
         """Write the prompt that asks `instruction` about one clip; the answer is to follow it directly.

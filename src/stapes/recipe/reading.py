@@ -147,6 +147,8 @@ def _absolute(values: dict[str, Any], folder: Path, origin: str) -> dict[str, An
             else value
             for key, value in model.items()
         }
+        if isinstance(connector := model.get("connector"), dict) and "words" in connector:
+            values["model"]["connector"] = {**connector, "words": resolve(connector["words"])}
     if isinstance(start := values.get("start_from"), str) and start.startswith((".", "/")):
         values["start_from"] = resolve(start)
     if isinstance(stages := values.get("train"), dict):

@@ -63,6 +63,8 @@ class CTCCompressor(Section):
     spelling: int = Field(0, ge=0)  # width of what knows the pieces by their letters; 0: nothing does
     letters: int = Field(0, ge=0, le=4096, multiple_of=64)  # width of what hears letters; 0: nothing does
     ctc_weight: float = Field(0.0, ge=0, le=1)  # CTC's say in a transcript, beside the LLM's
+    # A file with the words that a transcript may hold, which are then searched for among the letters that were heard.
+    words: Path | None = Field(None, exclude_if=lambda value: value is None)
     sound_layer: int | None = Field(None, ge=1)  # speech encoder's, to name sounds from, see `objective: sound`
     hidden_size: int = Field(512, ge=1)
     num_layers: int = Field(2, ge=1)
@@ -88,6 +90,8 @@ class CTCCompressor(Section):
             raise ValueError(f"step_s {self.step_s:g} is longer than slot_s {self.slot_s:g}")
         if self.stride % 2:
             raise ValueError(f"step_s is {self.step_s:g}; wanted a multiple of 0.04")
+        if self.words is not None and not (self.letters and self.ctc_weight):
+            raise ValueError("words are searched for among letters: give `letters` and a `ctc_weight`, too")
         return self
 
 

@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from ..defaults import find_model
-from ..errors import ModelFolderError, StapesError
+from ..errors import ModelFolderError, RecipeError, StapesError
 from ..files import write_json
 from ..recipe import CTCCompressor, MergeLora, Model, Quantize, Recipe, StackedMLP, WindowedQFormer
+
+if TYPE_CHECKING:
+    from ..model import WordList
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def _stage_maker(recipe: Recipe, name: str, previous: Path | None) -> Callable[[
             if recipe.parts.trust_remote_code:
                 allow_code(recipe.parts.llm)
             model, processor = build(**_build_arguments(recipe.parts), seed=recipe.seed)
+            processor.words = _read_words(recipe.parts)
         else:
             model, processor = load_model(previous)
         work.mkdir(parents=True, exist_ok=True)
@@ -132,6 +136,18 @@ def _stage_maker(recipe: Recipe, name: str, previous: Path | None) -> Callable[[
         return asdict(train_stage(model, processor, stage, name=name, seed=recipe.seed, folder=work, cache=cache))
 
     return make
+
+
+def _read_words(model: Model) -> WordList | None:
+    connector = model.connector
+    if not isinstance(connector, CTCCompressor) or connector.words is None:
+        return None
+    from ..model import WordList
+
+    try:
+        return WordList.read(connector.words)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.connector.words: {error}") from error
 
 
 def _build_arguments(model: Model) -> dict[str, Any]:
