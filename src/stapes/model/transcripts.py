@@ -97,9 +97,8 @@ def score_pieces(logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
     number = {piece: index for index, piece in enumerate(used)}
     # A few columns of many thousand, so that N copies of them are small.
     log_probabilities = logits.float().log_softmax(dim=-1)[:, used]
-    labels = nn.utils.rnn.pad_sequence(
-        [torch.tensor([number[p] for p in text], dtype=torch.long) for text in texts], True
-    )
+    spelt = [torch.tensor([number[piece] for piece in text], dtype=torch.long) for text in texts]
+    labels = nn.utils.rnn.pad_sequence(spelt, batch_first=True)
     return -nn.functional.ctc_loss(
         log_probabilities[:, None].expand(-1, len(texts), -1).contiguous(),
         labels.to(logits.device),
