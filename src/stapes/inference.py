@@ -112,7 +112,7 @@ class AudioLM:
         rounding may have chosen between them (`rounding_margin`) is therefore asked for again, alone.
 
         Where a transcript is asked for in one of the wordings of training (`data.prompts`), the model's connector may
-        have a say in it: `ctc_weight` of `ConnectorConfig`.
+        have a say in it: `ctc_weight` of `ConnectorConfig`. With a list of words it holds no others.
         """
         answers, margins = self._answer_batch(waveforms, instructions, **generate)
         if len(answers) > 1:

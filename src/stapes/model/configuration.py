@@ -59,7 +59,8 @@ class ConnectorConfig(PreTrainedConfig):
         ctc_spelling: width of the part of CTC's output layer that knows pieces by their letters, see `Speller`; 0:
             there is none.
         ctc_letters: width of the part that hears letters, see `LetterHearer`; 0: there is none.
-        ctc_weight: how much CTC has to say in a transcript beside the LLM, see `CTCGuide`: from 0, nothing, to 1.
+        ctc_weight: how much CTC has to say in a transcript beside the LLM, from 0, nothing, to 1: token by token, see
+            `CTCGuide`, or, where it hears letters and words are known, of whole texts, see `TranscriptChooser`.
         sound_layer: of a CTC compressor, the speech encoder's layer (from 1) that its sound slots see, to name what
             sounds, see `SoundNamer`; None: they see the last layer and name nothing.
         num_ctc_tokens: how many pieces these are, see `CTCVocabulary`; `assembly.build` fills it in.
