@@ -61,7 +61,9 @@ def test_variants_that_say_the_same_share_a_row(run_folder):
     assert [found.labels for found in asr.answers] == [("tune", "merge_lora"), ("quantize",)]
     assert [found.truncated for found in asr.answers] == [False, True]
     words = len(asr.target.split())
-    assert [found.verdict for found in asr.answers] == [f"{n} word errors on {words} words" for n in (0, words)]
+    assert [found.verdict for found in asr.answers] == [
+        f"as written, {n} words differ from the target's {words}" for n in (0, words)
+    ]
     assert [piece.kind for piece in asr.answers[0].pieces or ()] == ["same"]
     assert [found.verdict for found in caption.answers] == [
         "words in common: F1 100 %",

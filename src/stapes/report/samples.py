@@ -184,7 +184,8 @@ def _show(key: _Key, lines: dict[str, dict[str, Any]], labels: Sequence[str]) ->
 def _verdict(task: str, target: str, text: str) -> str:
     if task == "asr":
         errors, num_words = count_word_errors(target, text)
-        return f"{errors} word error{'' if errors == 1 else 's'} on {num_words} word{'' if num_words == 1 else 's'}"
+        # Not "errors": those are counted without regard to hyphens, numbers and spelling, see `diff_words`.
+        return f"as written, {errors} word{' differs' if errors == 1 else 's differ'} from the target's {num_words}"
     if task == "audiocaption":
         return f"words in common: F1 {100 * word_overlap(target, text):.0f} %"
     return "the target's words" if is_same(target, text) else "other words than the target's"
