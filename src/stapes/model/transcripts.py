@@ -13,7 +13,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from .ctc_vocabulary import CTCVocabulary
 from .word_list import WordList
-from .word_search import HeardText, search_words
+from .word_search import search_words
 
 CANDIDATES = 16
 """Texts that the LLM reads."""
@@ -73,7 +73,7 @@ class TranscriptChooser:
         """
         found = search_words(letters.double().softmax(dim=-1).cpu().numpy(), self._words)
         spelt = [self._vocabulary.encode(text.words) for text in found]
-        fits = _hearing_scores(found) + score_pieces(pieces, spelt).cpu().numpy()
+        fits = score_pieces(pieces, spelt).cpu().numpy() + [text.log_ctc + text.log_prior for text in found]
         best = np.argsort(-fits, kind="stable")[:CANDIDATES].tolist()
         if len(best) == 1:
             return spelt[best[0]]
@@ -201,7 +201,3 @@ def _read_tree(llm: Any, tree: _Tree, cache: Cache, prompt: Tensor) -> Tensor:
         use_cache=True,
     )
     return outputs.logits[0]
-
-
-def _hearing_scores(found: Sequence[HeardText]) -> np.ndarray:
-    return np.array([text.log_ctc + text.log_prior for text in found])
