@@ -32,7 +32,7 @@ def main() -> None:
     model, processor = load_model(asked.model)
     if not isinstance(model.connector, CTCCompressor):
         raise SystemExit(f"{asked.model}: its connector hears nothing by CTC")
-    vocabulary = CTCVocabulary(processor.tokenizer, model.config.connector_config.ctc_merges)
+    vocabulary = CTCVocabulary.of(processor.tokenizer, model.config.connector_config.ctc_merges)
     for manifest in asked.manifests:
         said, heard = [], []
         for sample in load_manifest(manifest):

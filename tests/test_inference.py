@@ -183,6 +183,15 @@ def test_the_llm_chooses_among_words_that_are_heard_alike(
         assert lm.ask(clip, "Who?", max_new_tokens=3) != said
 
 
+def test_a_long_clip_is_chosen_part_by_part(tiny_model_and_processor: ModelFactory, speech_like: Waveforms) -> None:
+    made = partial(tiny_model_and_processor, "ctc_compressor", ctc_letters=64)
+    for likes, said in (("", "Q Q Q"), ("w", "w w w")):
+        lm = hearing(made(), "qw", 0.5, likes)
+        lm.processor.words = WordList({"q": -1.0, "w": -1.1})
+        # 6, 6 and 2 s: what is heard without a pause is one word in each part.
+        assert lm.transcribe(speech_like(14.0, 0), max_new_tokens=12) == said
+
+
 def test_letters_have_no_say_where_it_is_not_known_which_words_there_are(
     tiny_model_and_processor: ModelFactory, speech_like: Waveforms
 ) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stapes.data.sample import Sample, load_manifest, write_manifest
+from stapes.data.sample import Sample, load_manifest, sample_duration_s, write_manifest
 from stapes.data.spoken import spoken_words
 
 SPEAKING = (
@@ -90,14 +90,31 @@ QUESTIONS: dict[str, tuple[Sequence[str], Callable[[Sample], str | None]]] = {
 }
 
 
-def ask(clips: Sequence[Sample], name: str, chance: random.Random, limit: int) -> list[Sample]:
-    """Ask one question about at most `limit` clips; where it is answered by yes or no, about as many of each."""
+def nearest(clips: Sequence[tuple[Sample, str]], wanted: Sequence[tuple[Sample, str]]) -> list[tuple[Sample, str]]:
+    """Choose for each wanted clip another one of about its length; none is chosen twice."""
+    left, chosen = list(clips), list[tuple[Sample, str]]()
+    for clip, _ in wanted:
+        length = sample_duration_s(clip)
+        best = min(range(len(left)), key=lambda at: abs(sample_duration_s(left[at][0]) - length))
+        chosen.append(left.pop(best))
+    return chosen
+
+
+def ask(clips: Sequence[Sample], name: str, chance: random.Random, limit: int, *, alike: bool = False) -> list[Sample]:
+    """Ask one question about at most `limit` clips; where it is answered by yes or no, about as many of each.
+
+    With `alike` those are of like length, as far as there are such clips, so that length does not tell the answer.
+    """
     wordings, answer = QUESTIONS[name]
     answered = [(clip, found) for clip in clips if (found := answer(clip)) is not None]
     chance.shuffle(answered)
     if {found for _, found in answered} == {"yes", "no"}:
         size = min(sum(found == word for _, found in answered) for word in ("yes", "no"))
-        groups = [[pair for pair in answered if pair[1] == word][:size] for word in ("yes", "no")]
+        groups = [[pair for pair in answered if pair[1] == word] for word in ("yes", "no")]
+        rare, common = sorted(groups, key=len)
+        if alike:
+            common = nearest(common, rare)
+        groups = [rare, common[:size]] if rare[0][1] == "yes" else [common[:size], rare]
         answered = [pair for both in zip(*groups, strict=True) for pair in both]
     return [
         replace(clip, id=f"{name}-{clip.id}", task="qa", prompt=chance.choice(wordings), target=found)
@@ -116,7 +133,9 @@ def main(data: Path, synth: Path, out: Path) -> None:
         clips = real if split == "test" else [*real, *load_manifest(synth)]
         for name in QUESTIONS:
             # Few clips are sounds: with many spoken ones beside them each of them would stand for one opposite alone.
-            questions = ask(clips, name, chance, 500)
+            # Clips without speech are mostly short, spoken ones long: unless they are chosen to be alike, length tells
+            # the answer. (The test sets are older than that.)
+            questions = ask(clips, name, chance, 500, alike=split == "train")
             write_manifest(questions, out / f"{name}_{split}.jsonl")
             print(f"{name}_{split}: {len(questions)}")
 

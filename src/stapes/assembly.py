@@ -232,7 +232,7 @@ def _ctc_vocabulary(llm: str, tokenizer: Any, connector: ConnectorConfig) -> CTC
     if connector.kind != "ctc_compressor":
         return None
     try:
-        vocabulary = CTCVocabulary(tokenizer, connector.ctc_merges)
+        vocabulary = CTCVocabulary.of(tokenizer, connector.ctc_merges)
     except ValueError as error:
         raise ModelFolderError(f"{llm}: {error}") from error
     connector.num_ctc_tokens = len(vocabulary)
@@ -341,7 +341,7 @@ def _load_trained_part(folder: Path, tokenizer: Any, dtype: torch.dtype) -> Stap
     model.load_state_dict(tensors, strict=False)
     if isinstance(model.connector, CTCCompressor):
         with reading(folder):
-            vocabulary = CTCVocabulary(tokenizer, config.connector_config.ctc_merges)
+            vocabulary = CTCVocabulary.of(tokenizer, config.connector_config.ctc_merges)
             if len(vocabulary) != (wanted_rows := config.connector_config.num_ctc_tokens):
                 raise ValueError(f"its tokenizer spells {len(vocabulary)} pieces, its connector hears {wanted_rows}")
             _give_spelling(model.connector, vocabulary)

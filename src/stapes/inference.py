@@ -188,9 +188,9 @@ class AudioLM:
         ends = self.model.generation_config.eos_token_id
         return [ends] if isinstance(ends, int) else list(ends or ())
 
-    @cached_property
+    @property
     def _vocabulary(self) -> CTCVocabulary:
-        return CTCVocabulary(self.processor.tokenizer, self.model.config.connector_config.ctc_merges)
+        return CTCVocabulary.of(self.processor.tokenizer, self.model.config.connector_config.ctc_merges)
 
     @cached_property
     def _pieces(self) -> TokenPieces:

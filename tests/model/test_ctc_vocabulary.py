@@ -48,3 +48,12 @@ def test_any_text_can_be_spelt_in_the_same_pieces() -> None:
         ids = CTCVocabulary(tokenizer, num_merges).spell("The cat.")
         assert tokenizer.convert_ids_to_tokens(ids) == pieces.split(" ")
         assert tokenizer.decode(ids) == "The cat."
+
+
+def test_a_vocabulary_is_made_once() -> None:
+    tokenizer, other = make_tokenizer(), make_tokenizer()
+    made = CTCVocabulary.of(tokenizer, 3)
+    assert made.pieces == CTCVocabulary(tokenizer, 3).pieces
+    assert CTCVocabulary.of(tokenizer, 3) is made
+    assert len(CTCVocabulary.of(tokenizer, 7)) == 28 + 6
+    assert CTCVocabulary.of(other, 3) is not made

@@ -1,74 +1,46 @@
-"""What an LLM makes of texts that CTC may have heard, against one plain pass of the LLM for each text."""
+"""Transcripts chosen among what CTC may have heard."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, MistralConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from stapes.model.transcripts import MOST_NODES, score_pieces, score_texts
-
-VOCABULARY = 50
-SHAPE: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
-ATTENTION: dict[str, Any] = {**SHAPE, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
-LLMS = {
-    "llama": LlamaConfig(**ATTENTION),
-    "window": MistralConfig(**ATTENTION, sliding_window=6),
-    "state": MambaConfig(**SHAPE, state_size=4),
-}
-TEXTS = [[3, 4, 5], [3, 4, 6, 7], [], [3], [8, 4, 5], [3, 4, 5]]
+from stapes.model import HeardText
+from stapes.model.letter_hearer import BLANK, LETTERS, SPACE
+from stapes.model.text_reader import TextReader
+from stapes.model.transcripts import LONGEST_PART, OUT_OF_REACH, TEXT_ALONE, Readers, best_text, parts, score_pieces
 
 
-def made(config: Any) -> PreTrainedModel:
-    torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in llm.parameters():
-        parameter.data.mul_(3)  # so that what is read matters
-    return llm
+def heard(*stretches: tuple[int, int]) -> torch.Tensor:
+    """Posteriors of frames that hear one symbol each: so many of each."""
+    return torch.cat([torch.eye(1 + len(LETTERS))[[symbol] * count] for symbol, count in stretches])
 
 
-def plainly(llm: Any, prompt: Tensor, text: Sequence[int], may_follow: Tensor) -> float:
-    tokens = torch.tensor([list(text)], dtype=torch.long)
-    embeds = torch.cat([prompt[None], llm.get_input_embeddings()(tokens)], dim=1)
-    log_next = llm(inputs_embeds=embeds).logits[0, len(prompt) - 1 :].log_softmax(-1)
-    said = sum(float(log_next[at, token]) for at, token in enumerate(text))
-    return said + float(log_next[len(text), : len(may_follow)][may_follow].logsumexp(0))
+A = 2
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("kind", LLMS)
-def test_texts_are_as_likely_as_the_llm_finds_each_alone(kind: str) -> None:
-    llm, prompt = made(LLMS[kind]), torch.randn(9, 32, generator=torch.Generator().manual_seed(1))
-    may_follow = torch.zeros(VOCABULARY - 5, dtype=torch.bool)  # fewer tokens than the table has rows
-    may_follow[[0, 2]] = True
-    found = score_texts(llm, prompt, TEXTS, may_follow)
-    expected = torch.tensor([plainly(llm, prompt, text, may_follow) for text in TEXTS])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert len(set(found[:5].tolist())) == 5
-    alone = score_texts(llm, prompt, [[]], may_follow)
-    torch.testing.assert_close(alone, expected[2:3], atol=1e-4, rtol=1e-4)
-
-
-@torch.inference_mode()
-def test_many_long_texts_are_read_in_parts() -> None:
-    llm, prompt = made(LLMS["llama"]), torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
-    may_follow = torch.ones(VOCABULARY, dtype=torch.bool)
-    generator = torch.Generator().manual_seed(2)
-    texts = torch.randint(VOCABULARY, (7, MOST_NODES // 3), generator=generator).tolist()
-    sizes: list[int] = []
-    llm.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]) if "input_ids" in kwargs else None,
-        with_kwargs=True,
-    )
-    found = score_texts(llm, prompt, texts, may_follow)
-    assert len(sizes) == 3
-    assert max(sizes) <= MOST_NODES + len(texts[0])
-    expected = torch.tensor([plainly(llm, prompt, text, may_follow) for text in texts])
-    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-4)
+@pytest.mark.parametrize(
+    ("stretches", "cuts"),
+    [
+        ([(A, LONGEST_PART)], []),
+        # The longest pause, behind its space.
+        ([(A, 160), (BLANK, 2), (SPACE, 1), (BLANK, 1), (A, 20), (BLANK, 1), (SPACE, 1), (BLANK, 5), (A, 211)], [186]),
+        # Silence without a space lies within a word.
+        ([(A, 170), (SPACE, 1), (A, 10), (BLANK, 40), (A, 180)], [171]),
+        # Pauses too early or too late do not count; without any the part is as long as may be.
+        ([(A, 100), (SPACE, 9), (A, 331), (SPACE, 9), (A, 10)], [300]),
+        # The last part is no scrap.
+        ([(A, 301)], [226]),
+        ([(A, 155), (SPACE, 1), (A, 299), (SPACE, 1), (A, 200)], [156, 456]),
+        ([(BLANK, 700)], [151, 302, 453]),
+    ],
+)
+def test_a_long_clip_is_cut_between_words(stretches: list[tuple[int, int]], cuts: list[int]) -> None:
+    posteriors = heard(*stretches)
+    assert list(parts(posteriors)) == list(zip([0, *cuts], [*cuts, len(posteriors)], strict=True))
 
 
 def test_pieces_are_as_likely_as_ctc_finds_them_alone() -> None:
@@ -81,3 +53,34 @@ def test_pieces_are_as_likely_as_ctc_finds_them_alone() -> None:
         )
         assert log_probability == pytest.approx(float(expected), abs=1e-4)
     assert found[4] == -torch.inf  # more pieces than steps
+
+
+@torch.inference_mode()
+def test_the_best_text_is_that_of_the_whole_formula() -> None:
+    torch.manual_seed(0)
+    llm: Any = AutoModelForCausalLM.from_config(
+        LlamaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    ).eval()
+    for parameter in llm.parameters():
+        parameter.data.mul_(6)
+    texts = torch.randint(50, (12, 4)).tolist()
+    readers = Readers(*(TextReader(llm, torch.randn(length, 32)) for length in (9, 5)))
+    with_audio, alone = (reader.score(texts) for reader in readers)
+    chosen = set[int]()
+    for weight, spread in ((0.5, 3.0), (0.5, 30.0), (0.0, 30.0), (0.2, 300.0), (1.0, 3.0)):
+        log_ctc = torch.randn(12) * spread
+        likely = [HeardText("", log, 0.0) for log in log_ctc.tolist()]
+        formula = weight * log_ctc + (1 - weight) * ((1 - TEXT_ALONE) * with_audio + TEXT_ALONE * alone)
+        found = best_text(likely, texts, readers, weight, None)
+        assert found == int(formula.argmax())
+        chosen.add(found)
+    assert len(chosen) > 2
+    texts = [[1, 2], [3, 4], [5, 6]]
+    as_good = -TEXT_ALONE * readers.alone.score(texts)  # without the audio all are alike
+    as_good[1] -= 100 * OUT_OF_REACH
+    read: list[int] = []
+    llm.register_forward_pre_hook(
+        lambda module, inputs, named: read.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    best_text([HeardText("", log, 0.0) for log in as_good.tolist()], texts, readers, 0.5, None)
+    assert read == [6, 4]  # all without the audio, and with it those that may be the best

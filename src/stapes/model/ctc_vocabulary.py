@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -47,6 +48,14 @@ class CTCVocabulary:
         self.token_ids: list[int] = [model["vocab"][piece] for piece in self.pieces]
         self._number = {token_id: number for number, token_id in enumerate(self.token_ids, start=1)}
 
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, num_merges: int) -> CTCVocabulary:
+        """Return the vocabulary made of a tokenizer, which takes a second for one with 49,152 tokens, once only."""
+        known = _made.setdefault(tokenizer, {})
+        if num_merges not in known:
+            known[num_merges] = cls(tokenizer, num_merges)
+        return known[num_merges]
+
     def __len__(self) -> int:
         return len(self.token_ids)
 
@@ -72,3 +81,6 @@ class CTCVocabulary:
     def decode(self, numbers: Sequence[int]) -> str:
         """Join pieces to words."""
         return self._tokenizer.decode([self.token_ids[number - 1] for number in numbers]).strip()
+
+
+_made: WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, CTCVocabulary]] = WeakKeyDictionary()

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from .prenorm import PreNormLayer
 
 LETTERS = f" {ascii_lowercase}'"
-"""What is written with: letter 1 is the space between words, 0 is CTC's blank."""
+"""What is written with, numbered from 1 on."""
+
+BLANK, SPACE = 0, 1
+"""Numbers of CTC's blank and of the space between words."""
 
 HEAD_WIDTH = 64
 """Of an attention head."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .ctc_vocabulary import CTCVocabulary
+from .letter_hearer import BLANK, SPACE
+from .text_reader import TextReader
 from .word_list import WordList
-from .word_search import search_words
+from .word_search import HeardText, search_words
 
 CANDIDATES = 16
 """Texts that the LLM reads."""
@@ -22,15 +23,21 @@ TEXT_ALONE = 0.6
 """What the LLM's say consists of: so much of how likely it finds the text as such, the rest of how likely after the
 audio. An LLM that was taught for minutes knows English better than it hears."""
 
-MOST_NODES = 192
-"""Tokens that the LLM reads at once, or a text's length more: their logits are 200 kB each."""
+OUT_OF_REACH = 15.0
+"""A text that is so far behind, without the audio, that the LLM with it would have to find it e^15 times as likely as
+the one in front, beside it, is not read again with the audio."""
+
+LONGEST_PART = 300
+"""Encoder frames, 6 s, that are decided on at once. Of longer texts the likeliest 16 differ in a few places only, and
+have little in common behind the first of them: reading them takes long and chooses little."""
 
 
 class TranscriptChooser:
     """Finds texts that fit the letters that CTC heard, and lets the LLM say which of them it is.
 
     score = w · log p_letters + (1 - w) · (0.4 · log p_LLM(text | audio) + 0.6 · log p_LLM(text)), of the texts that
-    letters, pieces and the words' commonness, each by its log-probability, like best together.
+    letters, pieces and the words' commonness, each by its log-probability, like best together. Long clips are decided
+    on part by part (`LONGEST_PART`), each behind what was chosen before.
 
     Source: n-best lists of CTC with a lexicon, scored by a language model (Hannun et al. 2014, arXiv 1408.2873), and
     joint scores of CTC and an attention decoder (Watanabe et al. 2017, Hybrid CTC/Attention Architecture). Where we
@@ -71,19 +78,99 @@ class TranscriptChooser:
         Returns:
             numbers of the text's pieces, see `CTCVocabulary`.
         """
+        readers = Readers(*(TextReader(self._language_model, embeds) for embeds in (prompt, bare_prompt)))
+        steps_per_frame = len(pieces) / len(letters)
+        chosen = ""
+        for begin, end in parts(letters.softmax(dim=-1)):
+            steps = pieces[round(begin * steps_per_frame) : round(end * steps_per_frame)]
+            likely = self._likely(letters[begin:end], steps)
+            texts = [self._encode(text.words, follows=bool(chosen)) for text in likely]
+            is_last = end == len(letters)
+            best = best_text(likely, texts, readers, weight, self._may_follow if is_last else None)
+            chosen = f"{chosen} {likely[best].words}".strip()
+            if not is_last:
+                readers.go_on(texts[best])
+        return self._vocabulary.encode(chosen)
+
+    def _likely(self, letters: Tensor, pieces: Tensor) -> list[HeardText]:
+        """List the texts that the LLM is to choose among."""
         found = search_words(letters.double().softmax(dim=-1).cpu().numpy(), self._words)
         spelt = [self._vocabulary.encode(text.words) for text in found]
         fits = score_pieces(pieces, spelt).cpu().numpy() + [text.log_ctc + text.log_prior for text in found]
-        best = np.argsort(-fits, kind="stable")[:CANDIDATES].tolist()
-        if len(best) == 1:
-            return spelt[best[0]]
-        texts = [self._tokenizer.encode(found[at].words, add_special_tokens=False) for at in best]
-        with_audio, alone = (
-            score_texts(self._language_model, embeds, texts, self._may_follow).cpu() for embeds in (prompt, bare_prompt)
-        )
-        heard = torch.tensor([found[at].log_ctc for at in best])
-        liked = (1 - TEXT_ALONE) * with_audio + TEXT_ALONE * alone
-        return spelt[best[int((weight * heard + (1 - weight) * liked).argmax())]]
+        return [found[at] for at in np.argsort(-fits, kind="stable")[:CANDIDATES].tolist()]
+
+    def _encode(self, words: str, *, follows: bool) -> list[int]:
+        gap = " " if follows and words else ""
+        return self._tokenizer.encode(gap + words, add_special_tokens=False)
+
+
+class Readers(NamedTuple):
+    """An LLM that has read the prompt with the audio in it, and one that read it without."""
+
+    with_audio: TextReader
+    alone: TextReader
+
+    def go_on(self, tokens: Sequence[int]) -> None:
+        """See `TextReader.go_on`."""
+        for reader in self:
+            reader.go_on(tokens)
+
+
+def best_text(
+    likely: Sequence[HeardText],
+    texts: Sequence[Sequence[int]],
+    readers: Readers,
+    weight: float,
+    may_follow: Tensor | None,
+) -> int:
+    """Return the number of the best text.
+
+    Args:
+        likely: N texts.
+        texts: their tokens.
+        readers: have read what comes before them.
+        weight: see `TranscriptChooser.choose`.
+        may_follow: see `TextReader.score`.
+    """
+    if len(texts) == 1:
+        return 0
+    log_ctc = torch.tensor([text.log_ctc for text in likely])
+    scores = weight * log_ctc + (1 - weight) * TEXT_ALONE * readers.alone.score(texts, may_follow).cpu()
+    share = (1 - weight) * (1 - TEXT_ALONE)
+    in_reach = (scores >= scores.max() - share * OUT_OF_REACH).nonzero()[:, 0]
+    with_audio = readers.with_audio.score([texts[at] for at in in_reach.tolist()], may_follow).cpu()
+    return int(in_reach[(scores[in_reach] + share * with_audio).argmax()])
+
+
+def parts(posteriors: Tensor) -> Iterator[tuple[int, int]]:
+    """Cut a clip into parts of at most `LONGEST_PART` frames, and at least a quarter of that, in pauses between words.
+
+    Args:
+        posteriors: (T, 1 + 28) of each encoder frame, blank first.
+
+    Yields:
+        the first frame of each part and the one behind it.
+    """
+    space = posteriors[:, SPACE].cpu().numpy()
+    is_quiet = (posteriors[:, BLANK] + posteriors[:, SPACE] > 0.5).cpu().numpy()
+    begin = 0
+    while len(space) - begin > LONGEST_PART:
+        earliest, latest = begin + LONGEST_PART // 2, min(begin + LONGEST_PART, len(space) - LONGEST_PART // 4)
+        cut = earliest + _longest_pause(is_quiet[earliest:latest], space[earliest:latest])
+        yield begin, cut
+        begin = cut
+    yield begin, len(space)
+
+
+def _longest_pause(is_quiet: np.ndarray, space: np.ndarray) -> int:
+    """Return the frame behind the space between words in the longest run of quiet frames."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_quiet, [False]])))
+    runs = edges.reshape(-1, 2).tolist()
+    if not runs:
+        return len(space)
+    # A run without a space lies within a word.
+    begin, end = max(runs, key=lambda run: (bool(space[run[0] : run[1]].max() > 0.5), run[1] - run[0]))
+    return begin + 1 + int(space[begin:end].argmax())
 
 
 def score_pieces(logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -106,98 +193,3 @@ def score_pieces(logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         torch.tensor([len(text) for text in texts]),
         reduction="none",
     )
-
-
-def score_texts(
-    language_model: PreTrainedModel, prompt: Tensor, texts: Sequence[Sequence[int]], may_follow: Tensor
-) -> Tensor:
-    """Tell how likely an LLM finds each text, and then its end or a sign: (N,) log-probabilities.
-
-    What texts have in common at their start is read once: they are laid out as a tree, in which a token sees the prompt
-    and those on its own branch (tree attention, as in SpecInfer, Miao et al. 2024, arXiv 2305.09781, sec. 4.2).
-
-    Args:
-        language_model: a causal LM.
-        prompt: (L, D) embeddings of what comes before the text.
-        texts: N lists of tokens.
-        may_follow: (V,) True for the tokens that may follow.
-    """
-    llm: Any = language_model  # its class says which arguments it takes
-    read = llm(inputs_embeds=prompt[None], use_cache=True, logits_to_keep=1)
-    # Neither a state, as Mamba's, nor a window that slides can branch.
-    in_line = any(read.cache.is_linear) or any(read.cache.is_sliding)
-    scores: list[Tensor] = []
-    for tree, ends in _trees(texts, 0 if in_line else MOST_NODES):
-        if not tree.tokens:
-            logits = read.logits[0]
-        elif in_line:
-            tokens = torch.tensor([tree.tokens], device=prompt.device)
-            embeds = torch.cat([prompt[None], llm.get_input_embeddings()(tokens)], dim=1)
-            logits = llm(inputs_embeds=embeds, logits_to_keep=1 + len(tree.tokens)).logits[0]
-        else:
-            logits = torch.cat([read.logits[0], _read_tree(llm, tree, read.cache, prompt)])
-        log_next = logits.float().log_softmax(dim=-1)
-        missing = log_next.shape[1] - len(may_follow)  # an LLM's table may have more rows than it has tokens
-        follows = nn.functional.pad(may_follow.to(log_next.device), (0, missing))
-        said = [log_next.new_zeros(())]
-        for token, parent in zip(tree.tokens, tree.parents, strict=True):
-            said.append(said[parent] + log_next[parent, token])
-        after = log_next[ends].masked_fill(~follows, -torch.inf).logsumexp(dim=1)
-        scores.append(torch.stack([said[end] for end in ends]) + after)
-    return torch.cat(scores)
-
-
-class _Tree(NamedTuple):
-    """Texts that share their beginnings; node 0 is the prompt's end.
-
-    Attributes:
-        tokens: of node 1, 2, …
-        parents: the nodes they follow, each before its children.
-    """
-
-    tokens: list[int]
-    parents: list[int]
-
-
-def _trees(texts: Sequence[Sequence[int]], most_nodes: int) -> Iterator[tuple[_Tree, list[int]]]:
-    """Lay texts out as trees, in their order: each with the nodes where its texts end.
-
-    A tree takes another text while it has fewer than `most_nodes`.
-    """
-    tree, ends, known = _Tree([], []), list[int](), dict[tuple[int, ...], int]()
-    for text in texts:
-        if ends and len(tree.tokens) >= most_nodes:
-            yield tree, ends
-            tree, ends, known = _Tree([], []), [], {}
-        node = 0
-        for end, token in enumerate(text, start=1):
-            beginning = tuple(text[:end])
-            if beginning not in known:
-                tree.tokens.append(token)
-                tree.parents.append(node)
-                known[beginning] = len(tree.tokens)
-            node = known[beginning]
-        ends.append(node)
-    if ends:
-        yield tree, ends
-
-
-def _read_tree(llm: Any, tree: _Tree, cache: Cache, prompt: Tensor) -> Tensor:
-    """Return logits of what follows nodes 1, 2, …: (n, V). The cache holds the prompt (L, D), and is left as it is."""
-    size, prompt_length = len(tree.tokens), len(prompt)
-    sees = torch.zeros(1 + size, 1 + size, dtype=torch.bool)
-    depth = [0]
-    for node, parent in enumerate(tree.parents, start=1):
-        sees[node] = sees[parent]
-        sees[node, node] = True
-        depth.append(depth[parent] + 1)
-    mask = torch.zeros(1, 1, size, prompt_length + size, dtype=prompt.dtype)
-    mask[0, 0, :, prompt_length:].masked_fill_(~sees[1:, 1:], torch.finfo(prompt.dtype).min)
-    outputs = llm(
-        input_ids=torch.tensor([tree.tokens], device=prompt.device),
-        attention_mask=mask.to(prompt.device),
-        position_ids=torch.tensor([depth[1:]], device=prompt.device) + prompt_length - 1,
-        cache=copy.deepcopy(cache),
-        use_cache=True,
-    )
-    return outputs.logits[0]

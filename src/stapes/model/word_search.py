@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .ctc_prefix import Probabilities
-from .letter_hearer import LETTERS
+from .letter_hearer import BLANK, LETTERS, SPACE
 from .word_list import Place, WordList
 
 WIDTH = 200
@@ -29,7 +29,6 @@ PRIOR_SHARE = 0.7
 SILENT = 0.999
 """From this probability of the blank on, a frame says no more than the like one before it."""
 
-_SPACE = 1
 _NEVER = -math.inf
 
 
@@ -106,12 +105,12 @@ def search_words(posteriors: Probabilities, words: WordList, *, width: int = WID
             heard = heard._replace(log_ctc=_sum(heard.log_ctc, found[words_said].log_ctc))
         found[words_said] = heard
     best_first = sorted(found.values(), key=lambda heard: heard.log_ctc + PRIOR_SHARE * heard.log_prior, reverse=True)
-    return best_first or [HeardText("", float(np.log(smoothed[:, 0]).sum()), 0.0)]
+    return best_first or [HeardText("", float(np.log(smoothed[:, BLANK]).sum()), 0.0)]
 
 
 def _telling(posteriors: Probabilities) -> np.ndarray:
     """Mark the frames that say something: of a stretch of silence one is enough."""
-    is_silent = posteriors[:, 0] >= SILENT
+    is_silent = posteriors[:, BLANK] >= SILENT
     return ~(is_silent & np.concatenate([[False], is_silent[:-1]]))
 
 
@@ -129,11 +128,11 @@ def _grow(followed: dict[str, _Beginning], row: np.ndarray, words: WordList) -> 
     for text, old in followed.items():
         before = old.log_ctc()
         again = old.letter + heard[old.last] if old.last else _NEVER
-        same = _Beginning(before + heard[0], again, old.last, old.word, old.place, old.prior)
+        same = _Beginning(before + heard[BLANK], again, old.last, old.word, old.place, old.prior)
         grown[text] = _joined(same, grown[text]) if text in grown else same
         for number in likeliest:
             place, word, prior = old.place, "", old.prior
-            if number == _SPACE:
+            if number == SPACE:
                 if not old.word or place.prior is None:
                     continue
                 place, prior = words.start, prior + place.prior

@@ -133,7 +133,7 @@ def _collator(
 ) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
     vocabulary = None
     if isinstance(model.connector, CTCCompressor):
-        vocabulary = CTCVocabulary(processor.tokenizer, model.config.connector_config.ctc_merges)
+        vocabulary = CTCVocabulary.of(processor.tokenizer, model.config.connector_config.ctc_merges)
     if objective == "answer":
         return partial(collate, processor=processor, vocabulary=vocabulary)
     assert vocabulary is not None, "`_prepare_parts` refuses other connectors"
