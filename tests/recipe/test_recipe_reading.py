@@ -125,6 +125,16 @@ def test_mappings_merge_and_values_replace(base: Path, tmp_path: Path) -> None:
     assert recipe.compress == before.compress
 
 
+def test_a_stage_may_be_another_one_with_changes(tmp_path: Path) -> None:
+    text = BASE.replace("  align:\n", "  align: &first\n").replace(
+        "  tune:\n", "  again: {<<: *first, max_steps: 7}\n  tune:\n"
+    )
+    stages = load(tmp_path, text).train
+    assert list(stages) == ["align", "again", "tune"]
+    assert stages["align"].max_steps == 100
+    assert stages["again"] == stages["align"].model_copy(update={"max_steps": 7})
+
+
 def test_data_merges_by_file(base: Path, tmp_path: Path) -> None:
     child = "extends: base.yaml\nname: c\ntrain: {align: {data: {./a.jsonl: null, b.jsonl: 2, c.jsonl: 5}}}\n"
     assert load(tmp_path, child).train["align"].data == {tmp_path / "b.jsonl": 2.0, tmp_path / "c.jsonl": 5.0}

@@ -78,6 +78,8 @@ for _side in (_Loader, _Dumper):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = []
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *other`, which is no key
+            continue
         key = loader.construct_object(key_node)
         if key in seen:
             raise yaml.MarkedYAMLError(problem=f"`{key}` stands twice", problem_mark=key_node.start_mark)
