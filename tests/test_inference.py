@@ -183,6 +183,27 @@ def test_the_llm_chooses_among_words_that_are_heard_alike(
         assert lm.ask(clip, "Who?", max_new_tokens=3) != said
 
 
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_the_llm_reads_the_prompt_of_one_clip_once(
+    tiny_model_and_processor: ModelFactory, speech_like: Waveforms, num_beams: int
+) -> None:
+    lm = hearing(tiny_model_and_processor("ctc_compressor", ctc_letters=64), "qw", 0.5)
+    lm.processor.words = WordList({"q": -1.0, "w": -1.1})
+    clips, asked = [speech_like(1.0, 0), speech_like(2.0, 1)], [TEST_INSTRUCTIONS["asr"]] * 2
+    length = lm.processor.prepare(clips[:1], asked[:1])["input_ids"].shape[1]
+    sizes: list[int] = []
+    lm.model.language_model.model.register_forward_pre_hook(
+        lambda module, inputs, named: sizes.append(
+            (named["input_ids"] if named.get("inputs_embeds") is None else named["inputs_embeds"]).shape[1]
+        ),
+        with_kwargs=True,
+    )
+    alone = lm.answer(clips[:1], asked[:1], max_new_tokens=8, num_beams=num_beams)
+    # Beams are copies of a prompt, of which nothing is kept.
+    assert sizes.count(length) == num_beams
+    assert lm.answer(clips, asked, max_new_tokens=8, num_beams=num_beams)[0] == alone[0]
+
+
 def test_a_long_clip_is_chosen_part_by_part(tiny_model_and_processor: ModelFactory, speech_like: Waveforms) -> None:
     made = partial(tiny_model_and_processor, "ctc_compressor", ctc_letters=64)
     for likes, said in (("", "Q Q Q"), ("w", "w w w")):

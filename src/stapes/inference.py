@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import Cache, LogitsProcessor
 
 from .assembly import load_model
 from .data.audio import load_audio, prepare_waveform
@@ -131,6 +131,10 @@ class AudioLM:
         greedy = not generate["do_sample"] and generate.get("num_beams", 1) == 1
         margins = _Margins()
         seen_by = [margins] if greedy else []
+        if not greedy:
+            inputs.pop(
+                "cache", None
+            )  # `generate` makes copies of a prompt for its beams, but not of what is kept of it
         generate["logits_processor"] = [*guides, *generate.get("logits_processor", ()), *seen_by]
         if self.model.generation_config.stop_strings:
             generate["tokenizer"] = self.processor.tokenizer
@@ -146,42 +150,52 @@ class AudioLM:
     @torch.inference_mode()
     def prepare(
         self, waveforms: Sequence[np.ndarray], instructions: Sequence[str]
-    ) -> tuple[Mapping[str, Tensor], list[LogitsProcessor]]:
-        """Make what `generate` takes: its inputs, on the model's device, and what has a say in the answers."""
+    ) -> tuple[dict[str, Any], list[LogitsProcessor]]:
+        """Make what `generate` takes: its inputs, on the model's device, and what has a say in the answers.
+
+        The inputs may have a `cache` of the prompt in them, for greedy answers.
+        """
         inputs = self.processor.prepare(waveforms, instructions).to(self.model.device)
         transcripts = [asks_for_transcript(instruction) for instruction in instructions]
         weight = self.model.config.connector_config.ctc_weight
         if not (weight and any(transcripts)):
-            return inputs, []
+            return dict(inputs), []
         features = {name: inputs.pop(name) for name in list(inputs) if "features" in name}
         heard = self.model.hear(*self.model.encode(**features))
         input_ids = inputs["input_ids"]
         audio = heard.slots[heard.slots_mask]
         embeds = self.model.place_audio(input_ids, self.model.get_input_embeddings()(input_ids), audio)
+        listeners: list[Listener | None] = [None] * len(transcripts)
+        cache: Cache | None = None
+        for clip in (clip for clip, asked in enumerate(transcripts) if asked):
+            listeners[clip], cache = self._listener(clip, heard, inputs, embeds)
         guide = CTCGuide(
-            [self._listener(clip, heard, inputs, embeds) if asked else None for clip, asked in enumerate(transcripts)],
-            self._pieces.signs,
-            end_ids=self._end_ids,
-            prompt_length=input_ids.shape[1],
-            weight=weight,
+            listeners, self._pieces.signs, end_ids=self._end_ids, prompt_length=input_ids.shape[1], weight=weight
         )
-        return {**inputs, "inputs_embeds": embeds}, [guide]
+        # Of prompts that are padded to one length it would hold one alone.
+        read_before = {"cache": cache} if cache is not None and len(transcripts) == 1 else {}
+        return {**inputs, "inputs_embeds": embeds, **read_before}, [guide]
 
-    def _listener(self, clip: int, heard: Heard, inputs: Mapping[str, Tensor], embeds: Tensor) -> Listener:
-        """Return what is to guide the transcript of a clip: the text that was chosen, or what CTC hears in pieces."""
+    def _listener(
+        self, clip: int, heard: Heard, inputs: Mapping[str, Tensor], embeds: Tensor
+    ) -> tuple[Listener, Cache | None]:
+        """Return what is to guide the transcript of a clip: the text that was chosen, or what CTC hears in pieces.
+
+        Beside it stands what the LLM keeps of the prompt if it has read it to choose.
+        """
         pieces = heard.pieces[clip, heard.pieces_mask[clip]]
         if self._chooser is None or heard.letters is None:
-            return self._pieces.listen(pieces)
+            return self._pieces.listen(pieces), None
         is_prompt = inputs["attention_mask"][clip].bool()
         is_text = is_prompt & (inputs["input_ids"][clip] != self.model.config.audio_token_id)
-        text = self._chooser.choose(
+        chosen = self._chooser.choose(
             heard.letters[clip, heard.letters_mask[clip]],
             pieces,
             prompt=embeds[clip, is_prompt],
             bare_prompt=embeds[clip, is_text],
             weight=self.model.config.connector_config.ctc_weight,
         )
-        return self._pieces.dictate(text)
+        return self._pieces.dictate(chosen.pieces), chosen.cache
 
     @property
     def _end_ids(self) -> list[int]:

@@ -42,7 +42,7 @@ class TokenStream:
     def __init__(
         self,
         model: StapesForConditionalGeneration,
-        inputs: Mapping[str, Tensor],
+        inputs: Mapping[str, Any],
         *,
         max_new_tokens: int,
         guides: Sequence[LogitsProcessor] = (),

@@ -94,3 +94,21 @@ def test_it_may_be_left_open_what_follows() -> None:
     anything = torch.ones(VOCABULARY, dtype=torch.bool)
     reader = TextReader(llm, prompt)
     torch.testing.assert_close(reader.score(TEXTS), reader.score(TEXTS, anything), atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", LLMS)
+def test_what_is_kept_of_the_prompt_can_be_read_on(kind: str) -> None:
+    llm: Any = made(LLMS[kind])
+    prompt = torch.randn(9, 32, generator=torch.Generator().manual_seed(1))
+    reader = TextReader(llm, prompt)
+    reader.score(TEXTS)
+    reader.go_on([7, 9])
+    cache = reader.cache_of_prompt()
+    if kind != "llama":
+        assert cache is None  # neither a state nor a window can be cut
+        return
+    assert cache is not None
+    assert cache.get_seq_length() == 8
+    last = llm(inputs_embeds=prompt[None, -1:], cache=cache).logits[0, -1]
+    torch.testing.assert_close(last, llm(inputs_embeds=prompt[None]).logits[0, -1], atol=1e-4, rtol=1e-4)

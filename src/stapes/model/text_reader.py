@@ -27,7 +27,7 @@ class TextReader:
 
     def __init__(self, language_model: PreTrainedModel, prompt: Tensor) -> None:
         self._llm: Any = language_model  # its class says which arguments it takes
-        self._prompt = prompt
+        self._prompt, self._prompt_length = prompt, len(prompt)
         read = self._llm(inputs_embeds=prompt[None], use_cache=True, logits_to_keep=1)
         self._last: Tensor = read.logits[0]
         # Neither a state, as Mamba's, nor a window that slides can branch.
@@ -65,6 +65,15 @@ class TextReader:
                 likely = likely + log_next[ends].masked_fill(~follows, -torch.inf).logsumexp(dim=1)
             scores.append(likely)
         return torch.cat(scores)
+
+    def cache_of_prompt(self) -> Cache | None:
+        """Hand over what the LLM keeps of the prompt but for its last position, without what was read for good since.
+
+        The reader is done then. None for an LLM whose cache cannot be cut.
+        """
+        if self._cache is not None:
+            self._cache.crop(self._prompt_length - 1 - len(self._prompt))
+        return self._cache
 
     def _read(self, tree: _Tree) -> Tensor:
         """Return logits of what follows nodes 0, 1, …: (1 + n, V)."""

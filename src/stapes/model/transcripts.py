@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from .ctc_vocabulary import CTCVocabulary
 from .letter_hearer import BLANK, SPACE
@@ -30,6 +30,18 @@ the one in front, beside it, is not read again with the audio."""
 LONGEST_PART = 300
 """Encoder frames, 6 s, that are decided on at once. Of longer texts the likeliest 16 differ in a few places only, and
 have little in common behind the first of them: reading them takes long and chooses little."""
+
+
+class Chosen(NamedTuple):
+    """What was said in a clip.
+
+    Attributes:
+        pieces: numbers of the text's pieces, see `CTCVocabulary`.
+        cache: what the LLM keeps of the prompt, but for its last position; None where it cannot be used again.
+    """
+
+    pieces: list[int]
+    cache: Cache | None
 
 
 class TranscriptChooser:
@@ -63,9 +75,7 @@ class TranscriptChooser:
         self._vocabulary, self._may_follow = vocabulary, may_follow
 
     @torch.inference_mode()
-    def choose(
-        self, letters: Tensor, pieces: Tensor, *, prompt: Tensor, bare_prompt: Tensor, weight: float
-    ) -> list[int]:
+    def choose(self, letters: Tensor, pieces: Tensor, *, prompt: Tensor, bare_prompt: Tensor, weight: float) -> Chosen:
         """Decide what was said in a clip.
 
         Args:
@@ -74,9 +84,6 @@ class TranscriptChooser:
             prompt: (L, D) embeddings of the prompt, which ends where the answer begins.
             bare_prompt: (L', D) the same without audio.
             weight: w, from 0 (the LLM alone) to 1 (CTC alone).
-
-        Returns:
-            numbers of the text's pieces, see `CTCVocabulary`.
         """
         readers = Readers(*(TextReader(self._language_model, embeds) for embeds in (prompt, bare_prompt)))
         steps_per_frame = len(pieces) / len(letters)
@@ -90,7 +97,7 @@ class TranscriptChooser:
             chosen = f"{chosen} {likely[best].words}".strip()
             if not is_last:
                 readers.go_on(texts[best])
-        return self._vocabulary.encode(chosen)
+        return Chosen(self._vocabulary.encode(chosen), readers.with_audio.cache_of_prompt())
 
     def _likely(self, letters: Tensor, pieces: Tensor) -> list[HeardText]:
         """List the texts that the LLM is to choose among."""
