@@ -149,6 +149,16 @@ def test_a_text_that_is_decided_on_is_written_with_the_llms_signs_and_capitals(
     assert text == ["A", "ĠB", ".", "Ġa", "<end>"]
 
 
+def test_a_sign_within_a_word_does_not_end_the_text(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
+    dictation = pieces.dictate(vocabulary.encode("ab a"))
+    for before, follow in ((("a", "."), {"b"}), (("a", ".", "b"), {"Ġa"}), (("a", ".", "b", "."), {"a", "Ġa", "A"})):
+        expected = dictation.expected(tuple(TOKENS.index(token) for token in before))
+        assert expected is not None
+        assert {TOKENS[at] for at in (expected.tokens == 0).nonzero()[:, 0].tolist()} == follow
+        assert expected.end == -math.inf
+    assert dictation.expected(tuple(TOKENS.index(token) for token in ("a", ".", "Ġb"))) is None
+
+
 def test_a_dictation_has_nothing_to_say_of_other_texts(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
     dictation = pieces.dictate(vocabulary.encode("a b"))
     assert dictation.expected((TOKENS.index("b"),)) is None

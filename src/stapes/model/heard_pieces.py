@@ -106,14 +106,28 @@ class Dictation:
 
     def __init__(self, text: Sequence[int], pieces: TokenPieces) -> None:
         self._text, self._pieces = list(text), pieces
+        self._told: dict[tuple[int, ...], int | None] = {(): 0}
 
     def expected(self, written: tuple[int, ...]) -> Expected | None:
         """Say what is to come after these tokens; None if they are no beginning of the text."""
-        told = [piece for end in range(1, 1 + len(written)) for piece in self._pieces.heard_as(written[:end])]
-        if told != self._text[: len(told)]:
+        told = self._count(written)
+        if told is None:
             return None
-        numbers = self._pieces.numbers(written)
-        if len(told) == len(self._text):
-            return Expected(torch.full(numbers.shape, -torch.inf), 0.0)
-        is_next = numbers == self._text[len(told)]
+        if told == len(self._text):
+            return Expected(torch.full(self._pieces.later.shape, -torch.inf), 0.0)
+        # The LLM may set a sign within a word ("re-enter"), so a piece of one may follow a sign.
+        piece = self._text[told]
+        is_next = (self._pieces.numbers(written) == piece) | (self._pieces.later == piece)
         return Expected(torch.where(is_next, 0.0, -torch.inf), -math.inf)
+
+    def _count(self, written: tuple[int, ...]) -> int | None:
+        """Count the pieces that were told; None if some token told another one."""
+        if written not in self._told:
+            before, token = self._count(written[:-1]), written[-1]
+            later = int(self._pieces.later[token])
+            if later == _FREE or before is None:
+                self._told[written] = before
+            else:
+                said = {later, int(self._pieces.numbers(written[:-1])[token])}
+                self._told[written] = before + 1 if said & set(self._text[before : before + 1]) else None
+        return self._told[written]
