@@ -183,9 +183,13 @@ def test_the_llm_chooses_among_words_that_are_heard_alike(
         assert lm.ask(clip, "Who?", max_new_tokens=3) != said
 
 
-@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    # Beams are copies of a prompt, and other caches are made anew: of what was kept they have no use.
+    [({}, 1), ({"num_beams": 2}, 2), ({"use_cache": False}, 2), ({"cache_implementation": "static"}, 2)],
+)
 def test_the_llm_reads_the_prompt_of_one_clip_once(
-    tiny_model_and_processor: ModelFactory, speech_like: Waveforms, num_beams: int
+    tiny_model_and_processor: ModelFactory, speech_like: Waveforms, settings: dict[str, Any], times: int
 ) -> None:
     lm = hearing(tiny_model_and_processor("ctc_compressor", ctc_letters=64), "qw", 0.5)
     lm.processor.words = WordList({"q": -1.0, "w": -1.1})
@@ -198,10 +202,9 @@ def test_the_llm_reads_the_prompt_of_one_clip_once(
         ),
         with_kwargs=True,
     )
-    alone = lm.answer(clips[:1], asked[:1], max_new_tokens=8, num_beams=num_beams)
-    # Beams are copies of a prompt, of which nothing is kept.
-    assert sizes.count(length) == num_beams
-    assert lm.answer(clips, asked, max_new_tokens=8, num_beams=num_beams)[0] == alone[0]
+    alone = lm.answer(clips[:1], asked[:1], max_new_tokens=8, **settings)
+    assert sizes.count(length) == times
+    assert lm.answer(clips, asked, max_new_tokens=8, **settings)[0] == alone[0]
 
 
 def test_a_long_clip_is_chosen_part_by_part(tiny_model_and_processor: ModelFactory, speech_like: Waveforms) -> None:

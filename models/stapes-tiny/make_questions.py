@@ -109,13 +109,12 @@ def ask(clips: Sequence[Sample], name: str, chance: random.Random, limit: int, *
     answered = [(clip, found) for clip in clips if (found := answer(clip)) is not None]
     chance.shuffle(answered)
     if {found for _, found in answered} == {"yes", "no"}:
-        size = min(sum(found == word for _, found in answered) for word in ("yes", "no"))
-        groups = [[pair for pair in answered if pair[1] == word] for word in ("yes", "no")]
-        rare, common = sorted(groups, key=len)
-        if alike:
-            common = nearest(common, rare)
-        groups = [rare, common[:size]] if rare[0][1] == "yes" else [common[:size], rare]
-        answered = [pair for both in zip(*groups, strict=True) for pair in both]
+        yes, no = ([pair for pair in answered if pair[1] == word] for word in ("yes", "no"))
+        if alike and len(yes) > len(no):
+            yes = nearest(yes, no)
+        elif alike:
+            no = nearest(no, yes)
+        answered = [pair for both in zip(yes, no, strict=False) for pair in both]
     return [
         replace(clip, id=f"{name}-{clip.id}", task="qa", prompt=chance.choice(wordings), target=found)
         for clip, found in answered[:limit]

@@ -34,6 +34,9 @@ from .streaming import TokenStream, before_stop, settled
 MAX_NEW_TOKENS = 200
 """How long an answer may get, in tokens, where nothing else is said."""
 
+_PLAIN = {"max_new_tokens", "do_sample", "num_beams"}
+"""Settings of `generate` that have no say in how a prompt is read or kept, if it is greedy."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -131,10 +134,9 @@ class AudioLM:
         greedy = not generate["do_sample"] and generate.get("num_beams", 1) == 1
         margins = _Margins()
         seen_by = [margins] if greedy else []
-        if not greedy:
-            inputs.pop(
-                "cache", None
-            )  # `generate` makes copies of a prompt for its beams, but not of what is kept of it
+        if not greedy or generate.keys() - _PLAIN:
+            # Beams are copies of a prompt, but not of what is kept of it; other settings want a cache of their own.
+            inputs.pop("cache", None)
         generate["logits_processor"] = [*guides, *generate.get("logits_processor", ()), *seen_by]
         if self.model.generation_config.stop_strings:
             generate["tokenizer"] = self.processor.tokenizer

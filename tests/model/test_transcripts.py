@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -14,9 +15,9 @@ from stapes.model.text_reader import TextReader
 from stapes.model.transcripts import LONGEST_PART, OUT_OF_REACH, TEXT_ALONE, Readers, best_text, parts, score_pieces
 
 
-def heard(*stretches: tuple[int, int]) -> torch.Tensor:
+def heard(*stretches: tuple[int, int]) -> np.ndarray:
     """Posteriors of frames that hear one symbol each: so many of each."""
-    return torch.cat([torch.eye(1 + len(LETTERS))[[symbol] * count] for symbol, count in stretches])
+    return np.concatenate([np.eye(1 + len(LETTERS))[[symbol] * count] for symbol, count in stretches])
 
 
 A = 2

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from .ctc_prefix import Probabilities
 from .ctc_vocabulary import CTCVocabulary
 from .letter_hearer import BLANK, SPACE
 from .text_reader import TextReader
@@ -86,11 +87,12 @@ class TranscriptChooser:
             weight: w, from 0 (the LLM alone) to 1 (CTC alone).
         """
         readers = Readers(*(TextReader(self._language_model, embeds) for embeds in (prompt, bare_prompt)))
+        posteriors = letters.double().softmax(dim=-1).cpu().numpy()
         steps_per_frame = len(pieces) / len(letters)
         chosen = ""
-        for begin, end in parts(letters.softmax(dim=-1)):
+        for begin, end in parts(posteriors):
             steps = pieces[round(begin * steps_per_frame) : round(end * steps_per_frame)]
-            likely = self._likely(letters[begin:end], steps)
+            likely = self._likely(posteriors[begin:end], steps)
             texts = [self._encode(text.words, follows=bool(chosen)) for text in likely]
             is_last = end == len(letters)
             best = best_text(likely, texts, readers, weight, self._may_follow if is_last else None)
@@ -99,9 +101,9 @@ class TranscriptChooser:
                 readers.go_on(texts[best])
         return Chosen(self._vocabulary.encode(chosen), readers.with_audio.cache_of_prompt())
 
-    def _likely(self, letters: Tensor, pieces: Tensor) -> list[HeardText]:
+    def _likely(self, posteriors: Probabilities, pieces: Tensor) -> list[HeardText]:
         """List the texts that the LLM is to choose among."""
-        found = search_words(letters.double().softmax(dim=-1).cpu().numpy(), self._words)
+        found = search_words(posteriors, self._words)
         spelt = [self._vocabulary.encode(text.words) for text in found]
         fits = score_pieces(pieces, spelt).cpu().numpy() + [text.log_ctc + text.log_prior for text in found]
         return [found[at] for at in np.argsort(-fits, kind="stable")[:CANDIDATES].tolist()]
@@ -149,7 +151,7 @@ def best_text(
     return int(in_reach[(scores[in_reach] + share * with_audio).argmax()])
 
 
-def parts(posteriors: Tensor) -> Iterator[tuple[int, int]]:
+def parts(posteriors: Probabilities) -> Iterator[tuple[int, int]]:
     """Cut a clip into parts of at most `LONGEST_PART` frames, and at least a quarter of that, in pauses between words.
 
     Args:
@@ -158,8 +160,8 @@ def parts(posteriors: Tensor) -> Iterator[tuple[int, int]]:
     Yields:
         the first frame of each part and the one behind it.
     """
-    space = posteriors[:, SPACE].cpu().numpy()
-    is_quiet = (posteriors[:, BLANK] + posteriors[:, SPACE] > 0.5).cpu().numpy()
+    space = posteriors[:, SPACE]
+    is_quiet = posteriors[:, BLANK] + space > 0.5
     begin = 0
     while len(space) - begin > LONGEST_PART:
         earliest, latest = begin + LONGEST_PART // 2, min(begin + LONGEST_PART, len(space) - LONGEST_PART // 4)
