@@ -207,6 +207,22 @@ def test_the_llm_reads_the_prompt_of_one_clip_once(
     assert lm.answer(clips, asked, max_new_tokens=8, **settings)[0] == alone[0]
 
 
+def test_a_chosen_text_is_read_rather_than_written_token_by_token(
+    tiny_model_and_processor: ModelFactory, speech_like: Waveforms
+) -> None:
+    lm = hearing(tiny_model_and_processor("ctc_compressor", ctc_letters=64), "qw", 0.5, "w")
+    lm.processor.words = WordList({"q": -1.0, "w": -1.1})
+    inputs, guides = lm.prepare([speech_like(14.0, 0)], [TEST_INSTRUCTIONS["asr"]])
+    runs: list[int] = []
+    lm.model.language_model.model.register_forward_hook(lambda *_: runs.append(1))
+    settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "logits_processor": guides}
+    read = lm.model.generate(**inputs, **settings)  # type: ignore[arg-type]  # asks for more than our model has
+    said = lm.read(read[0, inputs["input_ids"].shape[1] :].tolist())
+    # Six tokens, of letters and spaces, and the end, where the draft has a full stop.
+    assert said == Answer("w w w", 7, truncated=False)
+    assert len(runs) == 1
+
+
 def test_a_long_clip_is_chosen_part_by_part(tiny_model_and_processor: ModelFactory, speech_like: Waveforms) -> None:
     made = partial(tiny_model_and_processor, "ctc_compressor", ctc_letters=64)
     for likes, said in (("", "Q Q Q"), ("w", "w w w")):

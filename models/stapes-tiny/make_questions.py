@@ -1,11 +1,11 @@
 """Write the manifests of questions that stapes-tiny learns from and is tested with.
 
-    python models/stapes-tiny/make_questions.py DATA SYNTH OUT
+    python models/stapes-tiny/make_questions.py DATA MORE[,MORE…] OUT
 
-DATA holds arctic_*, speech_*, words_* and sounds_* manifests, SYNTH is a manifest of `stapes data synth`. OUT gets, for
-`train` and `test`: speaking_*.jsonl (is someone speaking?), drum_*.jsonl (is a drum being hit?), animal_*.jsonl (which
-animal?), instrument_*.jsonl (which instrument?) and count_*.jsonl (how many words?). Yes and no are equally frequent.
-Questions for training come from *_train and SYNTH, those for testing from *_test alone.
+DATA holds arctic_*, speech_*, words_* and sounds_* manifests, MORE are manifests of `stapes data synth` and
+make_sounds.py. OUT gets, for `train` and `test`: speaking_*.jsonl (is someone speaking?), drum_*.jsonl (is a drum being
+hit?), animal_*.jsonl (which animal?), instrument_*.jsonl (which instrument?) and count_*.jsonl (how many words?). Yes
+and no are equally frequent. Questions for training come from *_train and MORE, those for testing from *_test alone.
 """
 
 from __future__ import annotations
@@ -42,13 +42,23 @@ INSTRUMENTS = (
     *("tabla", "bass drum", "snare drum", "tom drum", "kick drum", "drum kit", "drum", "cymbal", "guitar", "violin"),
     *("piano", "synthesizer", "bugle", "bassoon", "wood block"),
 )
+# Of make_sounds.py, whose clips name their source.
+MORE_INSTRUMENTS = (
+    "accordion|bagpipes|banjo|cello|clarinet|flute|glockenspiel|gong|harmonica|harp|horn|maracas|oboe|organ|saxophone|"
+    "tambourine|trombone|trumpet|ukulele|vibraphone|xylophone"
+)
+MORE_ANIMALS = (
+    "bat|bear|bee|bird|boar|bull|cat|chimpanzee|cow|coyote|cricket|crow|deer|dog|dolphin|donkey|duck|eagle|elephant|"
+    "frog|goose|grasshopper|hawk|hen|horse|hyena|jaguar|kitten|lion|lynx|monkey|moose|mouse|owl|pig|rooster|seagull|"
+    "sheep|snake|squirrel|tiger|whale|wolf|zebra"
+)
 
 
 def is_speaking(sample: Sample) -> str | None:
     """Answer for a clip, or None if that is a matter of opinion."""
     if sample.task == "asr":
         return "yes" if spoken_words(sample.target) else None
-    return None if re.search(r"robot|choir|person|man|someone", sample.target) else "no"
+    return None if re.search(r"robot|choir|person|man|someone|crowd|baby", sample.target) else "no"
 
 
 def is_drum(sample: Sample) -> str | None:
@@ -62,6 +72,9 @@ def is_drum(sample: Sample) -> str | None:
 
 def which_animal(sample: Sample) -> str | None:
     """Take the animal out of a caption: its noun, in captions of clips that are filed under animals."""
+    if sample.task == "audiocaption" and sample.source is not None:
+        found = re.match(rf"an? ({MORE_ANIMALS})\b", sample.target)
+        return found and found[1]
     if sample.task != "audiocaption" or "animals_" not in sample.id:
         return None
     words = re.sub(r"^(a|an|the|two) ", "", sample.target).split()
@@ -72,7 +85,8 @@ def which_instrument(sample: Sample) -> str | None:
     """Take the instrument out of a caption: the longest name that stands in it."""
     if sample.task != "audiocaption":
         return None
-    return next((name for name in INSTRUMENTS if re.search(rf"\b{name}\b", sample.target)), None)
+    names = INSTRUMENTS if sample.source is None else (*INSTRUMENTS, *MORE_INSTRUMENTS.split("|"))
+    return next((name for name in names if re.search(rf"\b{name}\b", sample.target)), None)
 
 
 def how_many_words(sample: Sample) -> str | None:
@@ -121,7 +135,7 @@ def ask(clips: Sequence[Sample], name: str, chance: random.Random, limit: int, *
     ]
 
 
-def main(data: Path, synth: Path, out: Path) -> None:
+def main(data: Path, more: Sequence[Path], out: Path) -> None:
     """Write ten manifests; the same input always gives the same questions."""
     out.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
@@ -129,7 +143,7 @@ def main(data: Path, synth: Path, out: Path) -> None:
         real = [
             clip for name in ("arctic", "speech", "sounds") for clip in load_manifest(data / f"{name}_{split}.jsonl")
         ]
-        clips = real if split == "test" else [*real, *load_manifest(synth)]
+        clips = real if split == "test" else [*real, *(clip for path in more for clip in load_manifest(path))]
         for name in QUESTIONS:
             # Few clips are sounds: with many spoken ones beside them each of them would stand for one opposite alone.
             # Clips without speech are mostly short, spoken ones long: unless they are chosen to be alike, length tells
@@ -140,4 +154,4 @@ def main(data: Path, synth: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2].split(",")], Path(sys.argv[3]))

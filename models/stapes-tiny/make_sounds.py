@@ -1,17 +1,20 @@
 """Write a manifest of more sounds to learn from: out of Debian packages, and rendered with a General MIDI sound font.
 
-    apt-get download gcompris-qt-data hydrogen-data timgm6mb-soundfont
+    apt-get download gcompris-qt-data hydrogen-data timgm6mb-soundfont qabcs-data lmms-common scratch megaglest-data \
+        widelands-data scorched3d-data wesnoth-1.16-data
     for package in *.deb; do dpkg -x "$package" packages; done
     python models/stapes-tiny/make_sounds.py packages OUT
 
 Needs `fluidsynth` on the PATH. OUT gets the clips as FLAC, 16 kHz mono, at most 6 s long, and sounds_more.jsonl.
-Captions are written here, in the words of those that stapes-tiny's first sounds have, and after the captions of
-sounds_test had been seen: a model that learnt from them has to say so beside its score. Licences: gcompris GPL-3 and
-CC BY-SA, hydrogen GPL-2, the sound font GPL-2; none of it is shipped with stapes.
+Captions are written here and in sounds.csv, from the files' names, in the words of those that stapes-tiny's first
+sounds have, and after the captions of sounds_test had been seen: a model that learnt from them has to say so beside
+its score. Licences: gcompris GPL-3 and CC BY-SA, hydrogen and the sound font GPL-2, the others free ones (Debian
+main); none of it is shipped with stapes.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import struct
 import subprocess
@@ -168,7 +171,8 @@ def main(packages: Path, out: Path) -> None:
     """Write clips and manifest."""
     rng = np.random.default_rng(0)
     samples = []
-    for name, caption, source, waveform in [*_gcompris(packages), *_hydrogen(packages), *_rendered(packages, rng)]:
+    found = [*_gcompris(packages), *_hydrogen(packages), *_rendered(packages, rng), *_listed(packages)]
+    for name, caption, source, waveform in found:
         path = out / "sounds_more" / f"{name}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
         waveform = waveform[: round(MAX_S * SAMPLE_RATE_HZ)]
@@ -218,6 +222,22 @@ def _hydrogen(packages: Path) -> Iterator[Found]:
         caption = next((c for key, c in HYDROGEN.items() if path.stem.startswith(key)), None)
         if path.suffix in (".wav", ".flac") and caption:
             yield f"hydrogen_{path.stem}", caption, "hydrogen", load_audio(path)
+
+
+def _listed(packages: Path) -> Iterator[Found]:
+    """Take the files of sounds.csv; of copies of one recording the first."""
+    seen: set[bytes] = set()
+    files = sorted(packages.rglob("*.*"))
+    with (Path(__file__).parent / "sounds.csv").open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            paths = [path for path in files if row["package"] in path.as_posix() and path.match(row["files"])]
+            if not paths:
+                raise FileNotFoundError(f"no {row['files']} of {row['package']} under {packages}")
+            for path in paths:
+                if (content := path.read_bytes()) not in seen:
+                    seen.add(content)
+                    name = f"{row['package']}_{path.parent.name}_{path.stem}".replace(" ", "_")
+                    yield name, row["caption"], row["package"], load_audio(path)
 
 
 def _rendered(packages: Path, rng: np.random.Generator) -> Iterator[Found]:

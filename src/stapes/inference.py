@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, LogitsProcessor
+from transformers import LogitsProcessor
 
 from .assembly import load_model
 from .data.audio import load_audio, prepare_waveform
@@ -22,6 +22,7 @@ from .defaults import find_model
 from .model import (
     CTCGuide,
     CTCVocabulary,
+    DraftedDecoding,
     Heard,
     Listener,
     StapesForConditionalGeneration,
@@ -136,7 +137,8 @@ class AudioLM:
         seen_by = [margins] if greedy else []
         if not greedy or generate.keys() - _PLAIN:
             # Beams are copies of a prompt, but not of what is kept of it; other settings want a cache of their own.
-            inputs.pop("cache", None)
+            for name in ("cache", "custom_generate"):
+                inputs.pop(name, None)
         generate["logits_processor"] = [*guides, *generate.get("logits_processor", ()), *seen_by]
         if self.model.generation_config.stop_strings:
             generate["tokenizer"] = self.processor.tokenizer
@@ -155,7 +157,8 @@ class AudioLM:
     ) -> tuple[dict[str, Any], list[LogitsProcessor]]:
         """Make what `generate` takes: its inputs, on the model's device, and what has a say in the answers.
 
-        The inputs may have a `cache` of the prompt in them, for greedy answers.
+        For greedy answers the inputs may have a `cache` of the prompt in them, and how to go on from it
+        (`custom_generate`).
         """
         inputs = self.processor.prepare(waveforms, instructions).to(self.model.device)
         transcripts = [asks_for_transcript(instruction) for instruction in instructions]
@@ -168,26 +171,25 @@ class AudioLM:
         audio = heard.slots[heard.slots_mask]
         embeds = self.model.place_audio(input_ids, self.model.get_input_embeddings()(input_ids), audio)
         listeners: list[Listener | None] = [None] * len(transcripts)
-        cache: Cache | None = None
+        read_before: dict[str, Any] = {}
         for clip in (clip for clip, asked in enumerate(transcripts) if asked):
-            listeners[clip], cache = self._listener(clip, heard, inputs, embeds)
+            listeners[clip], read_before = self._listener(clip, heard, inputs, embeds)
         guide = CTCGuide(
             listeners, self._pieces.signs, end_ids=self._end_ids, prompt_length=input_ids.shape[1], weight=weight
         )
-        # Of prompts that are padded to one length it would hold one alone.
-        read_before = {"cache": cache} if cache is not None and len(transcripts) == 1 else {}
-        return {**inputs, "inputs_embeds": embeds, **read_before}, [guide]
+        # Of prompts that are padded to one length a cache would hold one alone.
+        return {**inputs, "inputs_embeds": embeds, **(read_before if len(transcripts) == 1 else {})}, [guide]
 
     def _listener(
         self, clip: int, heard: Heard, inputs: Mapping[str, Tensor], embeds: Tensor
-    ) -> tuple[Listener, Cache | None]:
+    ) -> tuple[Listener, dict[str, Any]]:
         """Return what is to guide the transcript of a clip: the text that was chosen, or what CTC hears in pieces.
 
-        Beside it stands what the LLM keeps of the prompt if it has read it to choose.
+        Beside it stands what `generate` can make use of if the LLM has read the prompt to choose.
         """
         pieces = heard.pieces[clip, heard.pieces_mask[clip]]
         if self._chooser is None or heard.letters is None:
-            return self._pieces.listen(pieces), None
+            return self._pieces.listen(pieces), {}
         is_prompt = inputs["attention_mask"][clip].bool()
         is_text = is_prompt & (inputs["input_ids"][clip] != self.model.config.audio_token_id)
         chosen = self._chooser.choose(
@@ -197,7 +199,14 @@ class AudioLM:
             bare_prompt=embeds[clip, is_text],
             weight=self.model.config.connector_config.ctc_weight,
         )
-        return self._pieces.dictate(chosen.pieces), chosen.cache
+        dictation = self._pieces.dictate(chosen.pieces)
+        if chosen.cache is None:
+            return dictation, {}
+        if self.model.generation_config.stop_strings:  # `generate` looks for them token by token
+            return dictation, {"cache": chosen.cache}
+        ending = [*self.processor.tokenizer.encode(".", add_special_tokens=False), *self._end_ids[:1]]
+        decoding = DraftedDecoding(lambda written: [*dictation.draft(written), *ending])
+        return dictation, {"cache": chosen.cache, "custom_generate": decoding}
 
     @property
     def _end_ids(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from queue import SimpleQueue
 from threading import Event, Thread
 from time import perf_counter
@@ -111,13 +112,16 @@ def _generate(
     stop: Event,
 ) -> None:
     end: BaseException | None = None
+    listener = _Listener(queue)
+    if "custom_generate" in arguments:  # to such a method `generate` hands no streamer
+        arguments["custom_generate"] = partial(arguments["custom_generate"], streamer=listener)
     try:
         # Inference mode is a thread's own. The protocol that types `generate` asks for more than our model has.
         with torch.inference_mode():
             cast(Any, model).generate(
                 **arguments,
                 do_sample=False,
-                streamer=_Listener(queue),
+                streamer=listener,
                 stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
             )
     except BaseException as error:  # raised again where the tokens are awaited

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,20 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path, form, keep):
     else:
         assert fault_of(path) == "truncated"
         assert fault_of(path.read_bytes()) == "truncated"
+
+
+@pytest.mark.parametrize("tag", [b"", b"ID3\x03\x00\x00" + bytes([0, 0, 2, 0]) + bytes(256)])
+def test_an_mp3_whose_header_says_no_length_is_whole(tmp_path, tag):
+    # Encoders of the 2000s wrote no frame with the length before the sound; libsndfile then guesses it from a bit rate.
+    path = tmp_path / "a.mp3"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * 44_100)
+    noise[:44_100] = 0
+    soundfile.write(path, noise, 44_100, format="MP3", bitrate_mode="VARIABLE")
+    first, second = (m.start() for m in list(re.finditer(rb"\xff\xfb", path.read_bytes()))[:2])
+    assert b"Xing" in path.read_bytes()[first:second]
+    path.write_bytes(tag + path.read_bytes()[second:])
+    assert soundfile.info(path).frames > 6 * 44_100
+    assert load_audio(path).shape[0] == pytest.approx(5 * 16_000, abs=0.06 * 16_000)
 
 
 def test_every_cut_inside_an_ogg_page_is_seen(tmp_path):

@@ -159,6 +159,22 @@ def test_a_sign_within_a_word_does_not_end_the_text(vocabulary: CTCVocabulary, p
     assert dictation.expected(tuple(TOKENS.index(token) for token in ("a", ".", "Ġb"))) is None
 
 
+def test_what_is_left_of_a_text_is_guessed_as_it_is_mostly_written(
+    vocabulary: CTCVocabulary, pieces: TokenPieces
+) -> None:
+    dictation = pieces.dictate(vocabulary.encode("a b a"))
+    for written_so_far, rest in (
+        ((), ["A", "Ġb", "Ġa"]),
+        (("A",), ["Ġb", "Ġa"]),
+        (("a", "."), ["Ġb", "Ġa"]),
+        (("a", "ĠB", "."), ["Ġa"]),
+        (("a", "Ġb", "Ġa"), []),
+        (("b",), []),  # another text
+    ):
+        draft = dictation.draft([TOKENS.index(token) for token in written_so_far])
+        assert [TOKENS[token] for token in draft] == rest, written_so_far
+
+
 def test_a_dictation_has_nothing_to_say_of_other_texts(vocabulary: CTCVocabulary, pieces: TokenPieces) -> None:
     dictation = pieces.dictate(vocabulary.encode("a b"))
     assert dictation.expected((TOKENS.index("b"),)) is None

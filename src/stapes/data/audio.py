@@ -210,6 +210,8 @@ def _refuse_cut(stream: BinaryIO, sound: soundfile.SoundFile, num_frames: int, n
         if (missing := _missing_ogg_bytes(stream)) > 0:
             size = stream.seek(0, os.SEEK_END)
             got, wanted = f"{size} bytes", f"{size + missing}"
+    elif sound.format == "MP3" and not _mp3_has_length(stream):
+        return  # libsndfile guessed it from a bit rate that may vary
     elif sound.frames - num_frames > (_MP3_SLACK_FRAMES if sound.format == "MP3" else 0):
         got, wanted = f"{num_frames} samples", f"{sound.frames}"
     elif (cut := _CUT_CHUNK.search(sound.extra_info)) and int(cut[2]) < int(cut[1]) < _UNKNOWN_LENGTH_BYTES:
@@ -220,6 +222,19 @@ def _refuse_cut(stream: BinaryIO, sound: soundfile.SoundFile, num_frames: int, n
             "copy or download it again",
             "truncated",
         )
+
+
+def _mp3_has_length(stream: BinaryIO) -> bool:
+    """Tell whether an MP3's first frame says how many follow, as `Xing`, `Info` (LAME) and `VBRI` (Fraunhofer) do."""
+    stream.seek(0)
+    head = stream.read(10)
+    if head[:3] == b"ID3":  # a tag of 10 bytes and its length, in seven bits a byte (ID3v2.4.0, section 3.1)
+        stream.seek(10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False)))
+    else:
+        stream.seek(0)
+    # The mark lies behind four bytes of header and at most 32 of side information.
+    frame = re.search(rb"\xff[\xe0-\xff].{2,34}?(?:(VBRI)|(?:Xing|Info)...([\x00-\xff]))", stream.read(4096), re.DOTALL)
+    return frame is not None and (frame[1] is not None or bool(frame[2][0] & 1))
 
 
 def _missing_ogg_bytes(stream: BinaryIO) -> int:

@@ -14,6 +14,7 @@ from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
 from .ctc_compressor import CTCCompressor, Heard, Objective
 from .ctc_guide import CTCGuide, Listener
 from .ctc_vocabulary import CTCVocabulary
+from .drafts import DraftedDecoding
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
 from .families import FAMILIES, Family, find_family, find_reserved_tokens
 from .heard_pieces import Dictation, PieceListener, TokenPieces
@@ -51,6 +52,7 @@ __all__ = [
     "CTCVocabulary",
     "ConnectorConfig",
     "Dictation",
+    "DraftedDecoding",
     "EatConfig",
     "EatEncoder",
     "EatFeatureExtractor",

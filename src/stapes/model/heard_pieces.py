@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from string import ascii_uppercase
 
 import numpy as np
 import torch
@@ -39,12 +40,17 @@ class TokenPieces:
         known = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
         special = set(tokenizer.all_special_ids)
         first, later = ([_NEVER] * (1 + max(known)) for _ in range(2))
+        self._usual, self._opening = [0, *vocabulary.token_ids], dict[int, int]()
         for token_id, token in known.items():
             if token_id in special:
                 continue
             text = spoken_form(token)
             later[token_id] = number.get(text, _FREE if is_sign(token) else _NEVER)
             first[token_id] = number.get(f"Ġ{text}", later[token_id])
+            if first[token_id] > 0 and token[0] in ascii_uppercase:
+                self._opening[first[token_id]] = token_id
+            elif token == "ĠI" and later[token_id] > 0:
+                self._usual[later[token_id]] = token_id
         self.first, self.later = torch.tensor(first), torch.tensor(later)
 
     @property
@@ -64,6 +70,13 @@ class TokenPieces:
         """Return the pieces that tokens are, (V,), behind those written."""
         begins = not written or self.later[written[-1]] == _FREE
         return self.first if begins else self.later
+
+    def usual_tokens(self, text: Sequence[int], *, opens: bool) -> list[int]:
+        """Spell numbers of pieces as they are mostly written: in lower case, with a capital where they open a text."""
+        tokens = [self._usual[piece] for piece in text]
+        if opens and tokens:
+            tokens[0] = self._opening.get(text[0], tokens[0])
+        return tokens
 
     def heard_as(self, written: tuple[int, ...]) -> list[int]:
         """Return the piece that the last of some tokens is; none if it is a sign."""
@@ -119,6 +132,11 @@ class Dictation:
         piece = self._text[told]
         is_next = (self._pieces.numbers(written) == piece) | (self._pieces.later == piece)
         return Expected(torch.where(is_next, 0.0, -torch.inf), -math.inf)
+
+    def draft(self, written: Sequence[int]) -> list[int]:
+        """Guess the tokens that will tell the rest of the text, behind those written; without signs."""
+        told = self._count(tuple(written))
+        return [] if told is None else self._pieces.usual_tokens(self._text[told:], opens=not written)
 
     def _count(self, written: tuple[int, ...]) -> int | None:
         """Count the pieces that were told; None if some token told another one."""
