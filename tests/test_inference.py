@@ -221,6 +221,9 @@ def test_a_chosen_text_is_read_rather_than_written_token_by_token(
     # Six tokens, of letters and spaces, and the end, where the draft has a full stop.
     assert said == Answer("w w w", 7, truncated=False)
     assert len(runs) == 1
+    stream = lm.stream(speech_like(14.0, 0), TEST_INSTRUCTIONS["asr"], max_new_tokens=12)
+    assert "".join(stream) == "w w w"
+    assert (stream.answer, stream.tokens_per_s) == (said, None)  # all at once is no rate
 
 
 def test_a_long_clip_is_chosen_part_by_part(tiny_model_and_processor: ModelFactory, speech_like: Waveforms) -> None:

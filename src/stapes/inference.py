@@ -267,8 +267,8 @@ class AnswerStream:
     Attributes:
         num_audio_tokens: A, the audio tokens of the prompt.
         ttft_s: from the samples to the first token (features, encoder, connector, prefill); None before it.
-        tokens_per_s: of the tokens after the first, so that the prompt's length does not matter; None before the
-            second.
+        tokens_per_s: of the tokens after the first, so that the prompt's length does not matter, or after those that
+            came with it (a transcript that is decided on is read several tokens at a time); None before there is one.
         answer: what `AudioLM.answer` would have returned; None until the last piece was taken, or if closed before.
     """
 
@@ -280,6 +280,7 @@ class AnswerStream:
         self.answer: Answer | None = None
         self._token_ids: list[int] = []
         self._first_s = self._last_s = 0.0
+        self._num_first = 0
         self._given = ""
         self._closed = False
         self._stops = lm.model.generation_config.stop_strings or []
@@ -299,7 +300,7 @@ class AnswerStream:
     @property
     def tokens_per_s(self) -> float | None:
         """Tokens a second after the first one."""
-        later = len(self._token_ids) - 1
+        later = len(self._token_ids) - self._num_first
         return later / (self._last_s - self._first_s) if later > 0 else None
 
     def __iter__(self) -> AnswerStream:
@@ -310,6 +311,7 @@ class AnswerStream:
             if not self._token_ids:
                 self._first_s = at_s
             self._token_ids.append(token_id)
+            self._num_first += at_s == self._first_s
             self._last_s = at_s
             if piece := self._piece(settled(self._decoded())):
                 return piece

@@ -18,7 +18,7 @@ from .model import StapesForConditionalGeneration
 
 
 class TimedToken(NamedTuple):
-    """A token, and when it was chosen (`perf_counter`), however late it is asked for."""
+    """A token, and when it was chosen (`perf_counter`), however late it is asked for; several may be chosen at once."""
 
     token_id: int
     at_s: float
@@ -90,7 +90,9 @@ class _Listener(BaseStreamer):
 
     def put(self, value: Tensor) -> None:
         if self._prompt_is_past:
-            self._queue.put(TimedToken(int(value.item()), perf_counter()))
+            at_s = perf_counter()
+            for token_id in value.flatten().tolist():
+                self._queue.put(TimedToken(token_id, at_s))
         self._prompt_is_past = True
 
     def end(self) -> None:

@@ -77,3 +77,13 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 def test_words_are_of_letters() -> None:
     with pytest.raises(ValueError, match="'2nd' is no word"):
         WordList({"a": -1.0, "2nd": -2.0})
+
+
+def test_what_was_looked_up_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stapes.model.word_list.MOST_KNOWN", 5)
+    words = WordList(WORDS)
+    for beginning in (
+        letters[:end] for letters in ("and", "bee", "zebra", "ant's", "and") for end in range(1, len(letters) + 1)
+    ):
+        assert words.narrow(words.start, beginning) == WordList(WORDS).narrow(words.start, beginning)
+        assert len(words._known) <= 5

@@ -30,7 +30,7 @@ class Figures:
     Attributes:
         audio_s: length of the clip in seconds.
         ttft_s: from the samples to the first token, the model's work alone.
-        tokens_per_s: of the tokens after the first; None if there was but one.
+        tokens_per_s: see `AnswerStream`; None if all came at once.
         num_audio_tokens: A.
         num_tokens: tokens of the answer, the end symbol included.
         peak_bytes: most memory in use while answering: of the whole process, whose other models count too, or on a

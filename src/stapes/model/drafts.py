@@ -48,7 +48,8 @@ class DraftedDecoding:
             input_ids: (1, L) of the prompt.
             logits_processor, stopping_criteria: as `generate` made them.
             generation_config: not asked for anything: those two were made of it.
-            streamer: is told the answer's tokens. `generate` hands none to such a method: bind it (`partial`).
+            streamer: is told the answer's tokens, those of one pass at once. `generate` hands none to such a method:
+                bind it (`partial`).
             inputs: `inputs_embeds` (1, L, D_llm) of the prompt, and a `cache` of all its positions but the last ones,
                 at least one; it must be one that can be cut. What else there is does not matter.
 
@@ -67,17 +68,19 @@ class DraftedDecoding:
             read = model.language_model(
                 inputs_embeds=embeds, cache=cache, use_cache=True, logits_to_keep=1 + len(draft)
             )
+            told, ends = input_ids.shape[1], False
             for drafted, logits in zip([*draft, None], read.logits[0].float().split(1), strict=True):
                 token = logits_processor(input_ids, logits).argmax(dim=-1)
                 input_ids = torch.cat([input_ids, token[None]], dim=1)
-                if streamer is not None:
-                    streamer.put(token.cpu())
-                if bool(stopping_criteria(input_ids, cast(Any, None)).all()):
-                    if streamer is not None:
-                        streamer.end()
-                    return input_ids
-                if int(token) != drafted:
+                ends = bool(stopping_criteria(input_ids, cast(Any, None)).all())
+                if ends or int(token) != drafted:
                     break
+            if streamer is not None:
+                streamer.put(input_ids[0, told:].cpu())
+            if ends:
+                if streamer is not None:
+                    streamer.end()
+                return input_ids
             # The last token is unread yet; of the draft stay those that it follows.
             cache.crop(input_ids.shape[1] - 1 - cache.get_seq_length())
             unread = table(input_ids[:, -1:])

@@ -15,6 +15,9 @@ _WORD = re.compile(r"[a-z']+")
 _AFTER_LETTERS = "{"
 """Comes behind all letters in ASCII."""
 
+MOST_KNOWN = 200_000
+"""Beginnings of words, some 150 bytes each, that a list keeps the places of: all that occur in hours of speech."""
+
 
 class Place(NamedTuple):
     """Where in a word list the words stand that begin alike.
@@ -50,7 +53,7 @@ class WordList:
         self._order = sorted(words)
         self._priors = np.array([words[word] for word in self._order])
         self.start = Place(0, len(self._order), None, float(self._priors.max()))
-        self._known: dict[str, Place | None] = {"": self.start}
+        self._known: dict[str, Place | None] = {}
 
     def __len__(self) -> int:
         return len(self._order)
@@ -69,6 +72,8 @@ class WordList:
         try:
             return self._known[beginning]
         except KeyError:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
             self._known[beginning] = found = self._find(place, beginning)
             return found
 
