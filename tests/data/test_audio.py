@@ -152,6 +152,7 @@ def test_an_mp3_whose_header_says_no_length_is_whole(tmp_path, tag):
     assert b"Xing" in path.read_bytes()[first:second]
     path.write_bytes(tag + path.read_bytes()[second:])
     assert soundfile.info(path).frames > 6 * 44_100
+    assert probe(path).duration_s == pytest.approx(5, abs=0.06)
     assert load_audio(path).shape[0] == pytest.approx(5 * 16_000, abs=0.06 * 16_000)
 
 

@@ -132,13 +132,20 @@ def prepare_waveform(samples: np.ndarray, sample_rate_hz: int, *, name: str = "a
 def probe(path: str | Path) -> AudioInfo:
     """Read the header of an audio file; its samples are not decoded, so a cut may go unseen.
 
+    Those of an MP3 whose header does not say how many there are have to be, to be counted.
+
     Raises:
         UnusableAudioError: (an `AudioError`) if the file is missing, not audio, or holds no samples.
     """
     with _open(path, str(path)) as (_, sound):
         if sound.frames == 0:
             raise UnusableAudioError(f"{path}: holds 0 samples; record or export it again", "empty")
-        return AudioInfo(sound.frames / sound.samplerate, sound.samplerate, sound.channels, sound.format)
+        num_frames = sound.frames
+        if sound.format == "MP3":
+            with _open_stream(path, str(path)) as again:  # the other one's position is libsndfile's
+                has_length = _mp3_has_length(again)
+            num_frames = num_frames if has_length else len(_decode(sound, str(path)))
+        return AudioInfo(num_frames / sound.samplerate, sound.samplerate, sound.channels, sound.format)
 
 
 @contextmanager
