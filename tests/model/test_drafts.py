@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import BaseStreamer
 
 from stapes.model import DraftedDecoding
+from stapes.model.drafts import MOST_DRAFTED
 
 LENGTH = 12
 
@@ -75,6 +76,13 @@ def test_what_a_draft_says_wrongly_the_llm_says_itself(model: Any, wrong: Sequen
     assert said == expected
     # A wrong token costs one more pass, but for the last one, which no draft has.
     assert calls == 1 + sum(at < LENGTH - 1 for at in wrong)
+
+
+def test_a_long_draft_is_read_in_parts(model: Any) -> None:
+    expected, _ = answer(model, None, max_new_tokens=2 * MOST_DRAFTED + 3)
+    said, calls = answer(model, lambda written: expected[len(written) :], max_new_tokens=2 * MOST_DRAFTED + 3)
+    # Each pass adds a token of its own to the draft's.
+    assert (said, calls) == (expected, 3)
 
 
 def test_without_drafts_it_is_greedy_decoding(model: Any) -> None:

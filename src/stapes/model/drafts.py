@@ -13,6 +13,9 @@ from transformers.generation import BaseStreamer
 Draft = Callable[[Sequence[int]], Sequence[int]]
 """Says, from the tokens of an answer that are written, which probably follow."""
 
+MOST_DRAFTED = 24
+"""Tokens that are read at once, two lines of text: what stands behind the first wrong one is read in vain."""
+
 
 class DraftedDecoding:
     """A decoding method for `generate(custom_generate=…)`: greedy, of one prompt whose beginning lies in a cache.
@@ -62,7 +65,7 @@ class DraftedDecoding:
         table = model.get_input_embeddings()
         prompt_length = input_ids.shape[1]
         while True:
-            room = cast(int, stopping_criteria.max_length) - input_ids.shape[1] - 1
+            room = min(MOST_DRAFTED, cast(int, stopping_criteria.max_length) - input_ids.shape[1] - 1)
             draft = list(self._draft(input_ids[0, prompt_length:].tolist()))[: max(0, room)]
             embeds = torch.cat([unread, table(torch.tensor([draft], dtype=torch.long, device=unread.device))], dim=1)
             read = model.language_model(
