@@ -76,6 +76,7 @@ def make_model_and_processor(
     sound: Literal["beats", "eat", "ast", "clap"] | None = None,
     sound_layer: int | None = None,
     ctc_letters: int = 0,
+    ctc_phones: int = 0,
 ) -> tuple[StapesForConditionalGeneration, StapesProcessor]:
     """Build a model of 0.2 M parameters in eval mode, and its processor.
 
@@ -106,6 +107,7 @@ def make_model_and_processor(
             num_ctc_tokens=28,
             sound_layer=sound_layer,
             ctc_letters=ctc_letters,
+            ctc_phones=ctc_phones,
         )
     )
     config = StapesConfig(

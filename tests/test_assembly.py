@@ -421,14 +421,15 @@ def test_letters_of_pieces_follow_from_the_vocabulary(
 
 
 @pytest.mark.parametrize("trained_only", [True, False])
-def test_what_hears_letters_comes_back(parts: Path, tmp_path: Path, trained_only: bool) -> None:
-    model, processor = build_from(parts, ConnectorConfig(**{**CTC.to_dict(), "ctc_letters": 64}))
+@pytest.mark.parametrize("symbols", ["letters", "phones"])
+def test_what_hears_letters_or_phones_comes_back(parts: Path, tmp_path: Path, symbols: str, trained_only: bool) -> None:
+    model, processor = build_from(parts, ConnectorConfig(**{**CTC.to_dict(), f"ctc_{symbols}": 64}))
     save_model(model, processor, tmp_path / "model", trained_only=trained_only)
     back, _ = load_model(tmp_path / "model")
     ours, theirs = back.connector.state_dict(), model.connector.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-    assert any(name.startswith("letters.") for name in ours)
+    assert any(name.startswith(f"{symbols}.") for name in ours)
 
 
 def test_a_tokenizer_that_spells_other_pieces_is_refused(parts: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from stapes.model import (
     StapesProcessor,
     WordList,
     letter_numbers,
+    phone_numbers,
 )
 
 Waveforms = Callable[[float, int], np.ndarray]
@@ -127,7 +128,7 @@ def test_sampling_and_beams_go_through(lm: AudioLM, speech_like: Waveforms) -> N
 def hearing(
     made: tuple[StapesForConditionalGeneration, StapesProcessor], heard: str, weight: float, likes: str = ""
 ) -> AudioLM:
-    """A model whose CTC hears one letter, without a pause: in pieces, or in letters, any of those in `heard` alike.
+    """A model whose CTC hears one symbol, without a pause: a piece, letter or phone, any of those in `heard` alike.
 
     Its LLM finds all tokens alike, but for those in `likes`, which are e times as likely.
     """
@@ -139,12 +140,13 @@ def hearing(
     assert isinstance(connector, CTCCompressor)
     number = CTCVocabulary(lm.processor.tokenizer, 0).pieces.index(heard[0])
     with torch.no_grad():
-        if connector.letters is not None:  # which then know alone: to pieces all are alike
-            connector.letters.out.weight.zero_()
-            connector.letters.out.bias.zero_()[letter_numbers(heard)] = 1000
+        for hearer, numbers in ((connector.letters, letter_numbers), (connector.phones, phone_numbers)):
+            if hearer is not None:  # which then knows alone: to pieces all are alike
+                hearer.out.weight.zero_()
+                hearer.out.bias.zero_()[numbers(heard)] = 1000
         connector.norm_llm.weight.zero_()
         connector.blank.weight.zero_()
-        sure = 1000.0 if connector.letters is None else 0.0
+        sure = 1000.0 if connector.letters is connector.phones is None else 0.0
         connector.norm_llm.bias.copy_(sure * connector.token_embeddings.weight[number])
     lm.model.config.connector_config.ctc_merges = 0
     lm.model.config.connector_config.ctc_weight = weight
@@ -233,6 +235,23 @@ def test_a_long_clip_is_chosen_part_by_part(tiny_model_and_processor: ModelFacto
         lm.processor.words = WordList({"q": -1.0, "w": -1.1})
         # 6, 6 and 2 s: what is heard without a pause is one word in each part.
         assert lm.transcribe(speech_like(14.0, 0), max_new_tokens=12) == said
+
+
+def test_phones_are_written_as_the_llm_likes(tiny_model_and_processor: ModelFactory, speech_like: Waveforms) -> None:
+    clip = speech_like(1.0, 0)
+    words = WordList({"q": -1.0, "w": -1.1, "z": -1.0}, {"q": ["s"], "w": ["s", "t"], "z": ["z"]})
+    for likes, said in (("", "Q"), ("w", "w"), ("z", "Q")):
+        lm = hearing(tiny_model_and_processor("ctc_compressor", ctc_phones=64), "s", 0.5, likes)
+        lm.processor.words = words
+        assert lm.transcribe(clip, max_new_tokens=8) == said
+    # Where phones are heard but not known, or known but not heard, letters have their say.
+    both = hearing(tiny_model_and_processor("ctc_compressor", ctc_phones=64, ctc_letters=64), "z", 0.5)
+    for known, said in ((words, "Z"), (WordList({"z": -1.0, "q": -2.0}), "Z")):
+        both.processor.words = known
+        assert both.transcribe(clip, max_new_tokens=8) == said
+    unheard = hearing(tiny_model_and_processor("ctc_compressor", ctc_letters=64), "w", 0.5)
+    unheard.processor.words = words
+    assert unheard.transcribe(clip, max_new_tokens=8) == "W"
 
 
 def test_letters_have_no_say_where_it_is_not_known_which_words_there_are(

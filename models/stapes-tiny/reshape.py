@@ -1,14 +1,15 @@
 """Change how a model's CTC compressor hears, and keep all that it learnt and that still fits.
 
-    python models/stapes-tiny/reshape.py MODEL OUT [--merges N] [--spelling N] [--letters N] [--sharpness X]
-        [--weight X] [--sound-layer N] [--detail X] [--words FILE]
+    python models/stapes-tiny/reshape.py MODEL OUT [--merges N] [--spelling N] [--letters N] [--phones N]
+        [--sharpness X] [--weight X] [--sound-layer N] [--detail X] [--words FILE]
 
 `--merges`: how many merges of the LLM's BPE make the pieces that CTC hears from now on; few, and words are spelt in
 short pieces, each of which is often heard; many, and they are heard whole, the rare ones never. `--spelling`,
-`--letters`, `--sharpness`, `--weight` and `--sound-layer`: the `ctc_…` and `sound_layer` of `ConnectorConfig`;
-spelling, letters and a sound layer have all to learn. `--detail`: a factor for the learnt rest that the LLM reads
-beside the embeddings of what was heard. `--words`: the words that a transcript may
-hold. OUT is a folder for `start_from`.
+`--letters`, `--phones`, `--sharpness`, `--weight` and `--sound-layer`: the `ctc_…` and `sound_layer` of
+`ConnectorConfig`; spelling, letters, phones and a sound layer have all to learn, but phones begin with all that letters
+of the same width have learnt. `--letters 0` takes letters away. `--detail`: a factor for the learnt rest that the LLM
+reads beside the embeddings of what was heard. `--words`: the words that a transcript may hold. OUT is a folder for
+`start_from`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--merges", type=int)
     parser.add_argument("--spelling", type=int)
     parser.add_argument("--letters", type=int)
+    parser.add_argument("--phones", type=int)
     parser.add_argument("--sharpness", type=float)
     parser.add_argument("--weight", type=float)
     parser.add_argument("--sound-layer", type=int)
@@ -53,7 +55,8 @@ def main() -> None:
             "num_ctc_tokens": len(vocabulary),
             "num_letter_groups": len(letter_groups(vocabulary.pieces)[0]),
             "ctc_spelling": asked.spelling or before.ctc_spelling,
-            "ctc_letters": asked.letters or before.ctc_letters,
+            "ctc_letters": before.ctc_letters if asked.letters is None else asked.letters,
+            "ctc_phones": asked.phones or before.ctc_phones,
             "ctc_sharpness": asked.sharpness or before.ctc_sharpness,
             "ctc_weight": before.ctc_weight if asked.weight is None else asked.weight,
             "sound_layer": asked.sound_layer or before.sound_layer,
@@ -64,6 +67,14 @@ def main() -> None:
     learnt = {name: tensor for name, tensor in old.state_dict().items() if name not in OF_VOCABULARY}
     if new.namer is not None and old.namer is None:
         learnt = {name: tensor for name, tensor in learnt.items() if not name.startswith(("sound_", "norm_sound"))}
+    if new.phones is not None and old.phones is None:
+        learnt |= {
+            name.replace("letters.", "phones."): tensor
+            for name, tensor in learnt.items()
+            if name.startswith("letters.") and not name.startswith("letters.out")
+        }
+    if new.letters is None:
+        learnt = {name: tensor for name, tensor in learnt.items() if not name.startswith("letters.")}
     model.connector, model.config.connector_config = new, shape
     begin_connector(model, vocabulary)
     fresh, unexpected = new.load_state_dict(learnt, strict=False)

@@ -188,12 +188,13 @@ class AudioLM:
         Beside it stands what `generate` can make use of if the LLM has read the prompt to choose.
         """
         pieces = heard.pieces[clip, heard.pieces_mask[clip]]
-        if self._chooser is None or heard.letters is None:
+        symbols = heard.phones if self._chooser is not None and self._chooser.by_phones else heard.letters
+        if self._chooser is None or symbols is None:
             return self._pieces.listen(pieces), {}
         is_prompt = inputs["attention_mask"][clip].bool()
         is_text = is_prompt & (inputs["input_ids"][clip] != self.model.config.audio_token_id)
         chosen = self._chooser.choose(
-            heard.letters[clip, heard.letters_mask[clip]],
+            symbols[clip, heard.frames_mask[clip]],
             pieces,
             prompt=embeds[clip, is_prompt],
             bare_prompt=embeds[clip, is_text],
@@ -235,6 +236,7 @@ class AudioLM:
             self.processor.words,
             self._vocabulary,
             may_follow=may_follow,
+            by_phones=self.model.config.connector_config.ctc_phones > 0 and self.processor.words.heard is not None,
         )
 
     def read(self, token_ids: Sequence[int]) -> Answer:

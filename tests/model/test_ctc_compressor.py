@@ -188,34 +188,34 @@ def test_what_an_objective_teaches() -> None:
         assert {name.split(".")[0] for name, p in connector.named_parameters() if p.requires_grad} == expected
     with pytest.raises(ValueError, match="the connector names no sounds; `objective: sound` teaches one"):
         random_connector().let_learn("sound")
-    with pytest.raises(ValueError, match="the connector hears no letters; `objective: letters` teaches one"):
-        random_connector().let_learn("letters")
+    for symbols in ("letters", "phones"):
+        with pytest.raises(ValueError, match=f"the connector hears no {symbols}; `objective: {symbols}` teaches one"):
+            random_connector().let_learn(symbols)
 
 
+@pytest.mark.parametrize(("symbols", "number"), [("letters", 28), ("phones", 40)])
 @torch.no_grad()
-def test_letters_do_not_depend_on_the_batch_and_see_no_sound_layer() -> None:
-    connector = random_connector(ctc_letters=64, sound_layer=2)
+def test_letters_and_phones_do_not_depend_on_the_batch_and_see_no_sound_layer(symbols: str, number: int) -> None:
+    connector = random_connector(**{f"ctc_{symbols}": 64}, sound_layer=2)
     lengths = [1, 2, 9, 51]
     frames, mask = torch.full((4, 51, 2 * D), 9.0), torch.zeros(4, 51, dtype=torch.bool)
     for row, length in enumerate(lengths):
         frames[row, :length] = torch.randn(length, 2 * D, generator=torch.Generator().manual_seed(row))
         mask[row, :length] = True
     heard = connector.hear(frames, mask)
-    together = heard.letters
-    assert together is not None
-    assert together.shape == (4, 51, 29)
-    assert torch.equal(heard.letters_mask, mask)
+    together = getattr(heard, symbols)
+    assert together.shape == (4, 51, 1 + number)
+    assert torch.equal(heard.frames_mask, mask)
     frames[..., D:] = 0.0
     for row, length in enumerate(lengths):
-        alone = connector.hear(frames[row : row + 1, :length], mask[row : row + 1, :length]).letters
-        assert alone is not None
+        alone = getattr(connector.hear(frames[row : row + 1, :length], mask[row : row + 1, :length]), symbols)
         torch.testing.assert_close(together[row, :length], alone[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("letters", [0, 64])
+@pytest.mark.parametrize(("letters", "phones"), [(0, 0), (64, 0), (0, 64), (64, 128)])
 @torch.no_grad()
-def test_what_is_heard_goes_with_what_the_llm_reads(letters: int) -> None:
-    connector = random_connector(ctc_letters=letters)
+def test_what_is_heard_goes_with_what_the_llm_reads(letters: int, phones: int) -> None:
+    connector = random_connector(ctc_letters=letters, ctc_phones=phones)
     frames, mask = torch.randn(2, 40, D), all_real(40).repeat(2, 1)
     mask[1, 30:] = False
     heard, (slots, slots_mask) = connector.hear(frames, mask), connector(frames, mask)
@@ -223,7 +223,7 @@ def test_what_is_heard_goes_with_what_the_llm_reads(letters: int) -> None:
     torch.testing.assert_close(heard.slots, slots)
     torch.testing.assert_close(heard.pieces, connector.read(frames, mask).logits)
     assert heard.pieces_mask.sum(dim=1).tolist() == [10, 8]
-    assert (heard.letters is None) == (letters == 0)
+    assert (heard.letters is None, heard.phones is None) == (letters == 0, phones == 0)
 
 
 @pytest.mark.parametrize("sound_layer", [None, 2])

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from stapes.model import HeardText
-from stapes.model.letter_hearer import BLANK, LETTERS, SPACE
+from stapes.model.alphabets import BLANK, LETTERS, SPACE
 from stapes.model.text_reader import TextReader
 from stapes.model.transcripts import LONGEST_PART, OUT_OF_REACH, TEXT_ALONE, Readers, best_text, parts, score_pieces
 

@@ -13,15 +13,15 @@ WORDS = {"a": -1.0, "an": -2.0, "and": -1.5, "ant's": -7.0, "bee": -3.0, "o'brie
 
 def test_words_are_found_by_how_they_begin() -> None:
     words = WordList(WORDS)
-    an = words.narrow(words.start, "an")
+    an = words.written.narrow(words.written.start, "an")
     assert an is not None
     assert (an.prior, an.best, an.end - an.start) == (-2.0, -1.5, 3)
-    ant = words.narrow(an, "ant")
+    ant = words.written.narrow(an, "ant")
     assert ant is not None
     assert (ant.prior, ant.best, ant.end - ant.start) == (None, -7.0, 1)
-    assert words.narrow(an, "anx") is None
-    assert words.narrow(an, "anx") is None  # nor the second time
-    assert (words.start.best, len(words)) == (-1.0, 6)
+    assert words.written.narrow(an, "anx") is None
+    assert words.written.narrow(an, "anx") is None  # nor the second time
+    assert (words.written.start.best, len(words)) == (-1.0, 6)
     assert "o'brien" in words
     assert "o'b" not in words
     assert "zebra" not in words
@@ -36,9 +36,9 @@ def test_a_list_comes_back_as_it_was_and_always_as_the_same_bytes(tmp_path: Path
     back = WordList.read(path)
     assert len(back) == len(WORDS)
     for word, prior in WORDS.items():
-        place = back.start
+        place = back.written.start
         for end in range(1, 1 + len(word)):
-            narrower = back.narrow(place, word[:end])
+            narrower = back.written.narrow(place, word[:end])
             assert narrower is not None
             place = narrower
         assert place.prior == prior
@@ -53,7 +53,9 @@ def test_a_list_comes_back_as_it_was_and_always_as_the_same_bytes(tmp_path: Path
         ("-1\n", "there are no words in it"),
         ("word\n", "line 1: 'word' is neither a word"),
         ("-1\nword\nWord\n", "line 3: 'Word' is neither a word"),
-        ("-1\ntwo words\n", "line 2: 'two words' is neither"),
+        ("-1\ntwo w0rds\n", "line 2: 'two w0rds' is neither"),
+        ("-1\ntwo  tu\n", "line 2: 'two  tu' is neither"),
+        ("-1\ntwo tu\nto\n", "it is not known how 'to' is spoken, but of other words it is"),
         ("0.5\nword\n", "line 1: '0.5' is neither"),
         ("nan\nword\n", "line 1: 'nan' is neither"),
     ],
@@ -79,11 +81,45 @@ def test_words_are_of_letters() -> None:
         WordList({"a": -1.0, "2nd": -2.0})
 
 
+SPOKEN = {"two": -5.0, "to": -1.0, "too": -3.0, "the": -2.0}
+WAYS = {"two": ["tu"], "to": ["tu", "tA"], "too": ["tu"], "the": ["DA", "Di"]}
+
+
+def test_words_are_found_by_how_they_are_spoken(tmp_path: Path) -> None:
+    WordList(SPOKEN, WAYS).write(tmp_path / "words.txt")
+    assert (tmp_path / "words.txt").read_text() == "-1\nto tu tA\n-2\nthe DA Di\n-3\ntoo tu\n-5\ntwo tu\n"
+    words = WordList.read(tmp_path / "words.txt")
+    assert words.heard is not None
+    t = words.heard.narrow(words.heard.start, "t")
+    assert t is not None
+    assert (t.prior, t.best, t.end - t.start) == (None, -1.0, 2)
+    tu = words.heard.narrow(t, "tu")
+    assert tu is not None
+    assert tu.prior == -1.0
+    assert words.words_for("tu") == ["to", "too", "two"]
+    assert words.words_for("tA") == ["to"]
+    assert words.pronounce("to the") == "tu DA"
+    assert words.pronounce("") == ""
+    assert words.prior("too") == -3.0
+
+
+def test_what_is_not_known_of_a_word_is_said() -> None:
+    with pytest.raises(ValueError, match="the word list does not tell how 'zebra' is spoken"):
+        WordList(SPOKEN, WAYS).pronounce("the zebra")
+    assert WordList(SPOKEN).heard is None
+    with pytest.raises(ValueError, match="it is not known how 'too' is spoken, but of other words it is"):
+        WordList(SPOKEN, {word: ways for word, ways in WAYS.items() if word != "too"})
+    with pytest.raises(ValueError, match="'two' cannot be spoken 't2'; wanted some of"):
+        WordList(SPOKEN, {**WAYS, "two": ["t2"]})
+
+
 def test_what_was_looked_up_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stapes.model.word_list.MOST_KNOWN", 5)
     words = WordList(WORDS)
     for beginning in (
         letters[:end] for letters in ("and", "bee", "zebra", "ant's", "and") for end in range(1, len(letters) + 1)
     ):
-        assert words.narrow(words.start, beginning) == WordList(WORDS).narrow(words.start, beginning)
-        assert len(words._known) <= 5
+        assert words.written.narrow(words.written.start, beginning) == WordList(WORDS).written.narrow(
+            words.written.start, beginning
+        )
+        assert len(words.written._known) <= 5

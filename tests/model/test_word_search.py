@@ -8,19 +8,19 @@ from itertools import product
 import numpy as np
 import pytest
 
-from stapes.model import HeardText, WordList, search_words
-from stapes.model.letter_hearer import LETTERS, letter_numbers
+from stapes.model import HeardText, WordList, phone_numbers, search_phones, search_words
+from stapes.model.alphabets import LETTERS, PHONES, letter_numbers
 from stapes.model.word_search import FLOOR, PRIOR_SHARE
 
 WORDS = WordList({"a": -1.0, "ab": -2.0, "bb": -1.2, "b": -3.0})
 
 
-def hears(*frames: dict[str, float]) -> np.ndarray:
-    """Posteriors (T, 1 + 28) that find these letters this likely, and are silent with what is left."""
-    posteriors = np.zeros((len(frames), 1 + len(LETTERS)))
+def hears(*frames: dict[str, float], symbols: str = LETTERS) -> np.ndarray:
+    """Posteriors (T, 1 + N) that find these symbols this likely, and are silent with what is left."""
+    posteriors = np.zeros((len(frames), 1 + len(symbols)))
     for row, likely in zip(posteriors, frames, strict=True):
-        for letter, probability in likely.items():
-            row[1 + LETTERS.index(letter)] = probability
+        for symbol, probability in likely.items():
+            row[1 + symbols.index(symbol)] = probability
         row[0] = 1 - sum(likely.values())
     return posteriors
 
@@ -100,3 +100,46 @@ def test_fewer_are_found_where_fewer_are_followed() -> None:
     many = search_words(posteriors, WORDS, width=200)
     assert isinstance(many[0], HeardText)
     assert len(many) > 3
+
+
+SPOKEN = WordList(
+    {"to": -1.0, "too": -3.0, "two": -4.0, "a": -2.0, "eh": -6.0},
+    {"to": ["tu", "tA"], "too": ["tu"], "two": ["tu"], "a": ["A", "e"], "eh": ["e"]},
+)
+
+
+def spells(phones: str) -> np.ndarray:
+    """A phone, then silence, and so on."""
+    return hears(*(frame for phone in phones for frame in ({phone: 0.99}, {})), symbols=PHONES)
+
+
+def test_words_that_sound_alike_are_all_found_the_commonest_first() -> None:
+    found = search_phones(spells("tu"), SPOKEN)
+    alike = [text for text in found if text.words in ("to", "too", "two")]
+    assert [text.words for text in alike] == ["to", "too", "two"]
+    assert [text.log_prior for text in alike] == [-1.0, -3.0, -4.0]
+    assert alike[1].log_ctc == alike[2].log_ctc
+    assert found[0] is alike[0]
+
+
+def test_a_word_is_as_likely_as_all_ways_to_speak_it() -> None:
+    frames = [{"t": 0.9, "e": 0.05}, {"u": 0.5, "A": 0.3}]
+    posteriors = hears(*frames, symbols=PHONES)
+    found = {text.words: text for text in search_phones(posteriors, SPOKEN, width=10_000)}
+    smoothed = (1 - FLOOR) * posteriors + FLOOR / posteriors.shape[1]
+    t, u, schwa = phone_numbers("tuA")
+    assert math.exp(found["to"].log_ctc) == pytest.approx(smoothed[0, t] * (smoothed[1, u] + smoothed[1, schwa]))
+    assert math.exp(found["two"].log_ctc) == pytest.approx(smoothed[0, t] * smoothed[1, u])
+
+
+def test_a_text_of_many_homophones_is_written_in_its_likeliest_ways() -> None:
+    texts = [text.words for text in search_phones(spells("tu e tu"), SPOKEN, width=10_000)]
+    assert texts[0] == "to a to"
+    assert {"to a too", "too a to", "to eh to"} < set(texts)
+    assert "two eh two" not in texts
+    assert len(search_phones(spells("tu e tu"), SPOKEN, width=3)) == 3
+
+
+def test_phones_say_nothing_of_words_that_nobody_knows_how_to_speak() -> None:
+    with pytest.raises(ValueError, match="the word list does not tell how its words are spoken"):
+        search_phones(spells("a"), WORDS)

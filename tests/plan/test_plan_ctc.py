@@ -39,15 +39,16 @@ SECTION = CTCCompressor.model_validate(
 
 
 def shape(
-    num_pieces: int = 30, sound_layer: int | None = None, spelling: int = 0, letters: int = 0
+    num_pieces: int = 30, sound_layer: int | None = None, spelling: int = 0, letters: int = 0, phones: int = 0
 ) -> CTCCompressorShape:
-    section = SECTION.model_copy(update={"sound_layer": sound_layer, "spelling": spelling, "letters": letters})
+    own = {"sound_layer": sound_layer, "spelling": spelling, "letters": letters, "phones": phones}
+    section = SECTION.model_copy(update=own)
     read = read_connector(section, 32, 64, CTCPieces(num_pieces, 50))
     assert isinstance(read, CTCCompressorShape)
     return read
 
 
-def built(sound_layer: int | None = None, spelling: int = 0, letters: int = 0) -> Built:
+def built(sound_layer: int | None = None, spelling: int = 0, letters: int = 0, phones: int = 0) -> Built:
     config = ConnectorConfig(
         kind="ctc_compressor",
         frames_per_window=8,
@@ -61,16 +62,20 @@ def built(sound_layer: int | None = None, spelling: int = 0, letters: int = 0) -
         sound_layer=sound_layer,
         ctc_spelling=spelling,
         ctc_letters=letters,
+        ctc_phones=phones,
     )
     return Built(config, 32, 64).eval()
 
 
 @pytest.mark.parametrize(
-    ("sound_layer", "spelling", "letters"), [(None, 0, 0), (2, 0, 0), (None, 8, 0), (None, 0, 128)]
+    ("sound_layer", "spelling", "letters", "phones"),
+    [(None, 0, 0, 0), (2, 0, 0, 0), (None, 8, 0, 0), (None, 0, 128, 0), (None, 0, 64, 192)],
 )
-def test_its_weights_are_those_of_the_built_one(sound_layer: int | None, spelling: int, letters: int) -> None:
-    weights = shape(sound_layer=sound_layer, spelling=spelling, letters=letters).weights()
-    made = built(sound_layer, spelling, letters)
+def test_its_weights_are_those_of_the_built_one(
+    sound_layer: int | None, spelling: int, letters: int, phones: int
+) -> None:
+    weights = shape(sound_layer=sound_layer, spelling=spelling, letters=letters, phones=phones).weights()
+    made = built(sound_layer, spelling, letters, phones)
     for is_buffer, tensors in ((False, made.named_parameters()), (True, made.named_buffers())):
         listed = {weight.name: weight.shape for weight in weights if weight.is_buffer == is_buffer}
         assert listed == {name: tuple(tensor.shape) for name, tensor in tensors}
@@ -78,8 +83,9 @@ def test_its_weights_are_those_of_the_built_one(sound_layer: int | None, spellin
 
 def test_every_setting_of_a_recipe_is_built_and_read_back_from_the_folder() -> None:
     changes = {
-        "slot_s": 0.24, "step_s": 0.16, "merges": 7, "spelling": 8, "letters": 64, "sharpness": 5.0, "ctc_weight": 0.4,
-        "sound_layer": 2, "hidden_size": 48, "num_layers": 3, "num_heads": 6, "intermediate_size": 40, "dropout": 0.2,
+        "slot_s": 0.24, "step_s": 0.16, "merges": 7, "spelling": 8, "letters": 64, "phones": 128, "sharpness": 5.0,
+        "ctc_weight": 0.4, "sound_layer": 2, "hidden_size": 48, "num_layers": 3, "num_heads": 6,
+        "intermediate_size": 40, "dropout": 0.2,
     }  # fmt: skip
     assert set(changes) == set(CTCCompressor.model_fields) - {"kind", "words"}  # which are the processor's
     model = {"speech_encoder": "e", "llm": "l", "connector": {"kind": "ctc_compressor", **changes}}

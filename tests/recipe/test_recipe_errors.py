@@ -218,6 +218,17 @@ QFORMER_KEYS = (
             "R: train.align: `objective: letters` wants `letters` in `model.connector`",
         ),
         (
+            MODEL
+            + "  connector: {kind: ctc_compressor, words: w.txt, phones: 0, letters: 64, ctc_weight: 0.5}\n"
+            + TRAIN
+            + "    objective: phones\n",
+            "R: train.align: `objective: phones` wants `phones` in `model.connector`",
+        ),
+        (
+            MODEL + "  connector: {kind: ctc_compressor, phones: 64}\n" + TRAIN + "    objective: ctc\n",
+            "R: train.align: to teach phones takes `words` in `model.connector`, with how to speak them",
+        ),
+        (
             MODEL + "  sound_encoder: ./beats\n  connector: {kind: ctc_compressor, sound_layer: 2}\n" + TRAIN,
             "R: model: sounds are heard by a `sound_encoder` or by a `sound_layer`, not by both",
         ),

@@ -287,16 +287,17 @@ train:
     assert recipe.parts.connector.words == tmp_path / "lists" / "words.txt"
 
 
-def test_letters_may_be_taught_before_pieces(tmp_path: Path) -> None:
+@pytest.mark.parametrize("symbols", ["letters", "phones"])
+def test_letters_and_phones_may_be_taught_before_pieces(tmp_path: Path, symbols: str) -> None:
     recipe = load(
         tmp_path,
-        """\
-name: letters-first
+        f"""\
+name: {symbols}-first
 seed: 0
-model: {speech_encoder: w, llm: l, connector: {kind: ctc_compressor, letters: 64}}
+model: {{speech_encoder: w, llm: l, connector: {{kind: ctc_compressor, {symbols}: 64, words: w.txt, ctc_weight: 0.5}}}}
 train:
-  letters: {objective: letters, data: {a.jsonl: 1}, max_steps: 1, learning_rate: 1e-3}
-  hear: {objective: ctc, data: {a.jsonl: 1}, max_steps: 1, learning_rate: 1e-3}
+  first: {{objective: {symbols}, data: {{a.jsonl: 1}}, max_steps: 1, learning_rate: 1e-3}}
+  hear: {{objective: ctc, data: {{a.jsonl: 1}}, max_steps: 1, learning_rate: 1e-3}}
 """,
     )
-    assert [stage.objective for stage in recipe.train.values()] == ["letters", "ctc"]
+    assert [stage.objective for stage in recipe.train.values()] == [symbols, "ctc"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from pydantic import ValidationError
 from stapes.data.collator import IGNORE, Example, collate_hearing
 from stapes.data.sample import load_manifest, transcript_of
 from stapes.errors import ManifestError, StapesError
-from stapes.model import CTCVocabulary, letter_numbers
+from stapes.model import CTCVocabulary, WordList, letter_numbers, phone_numbers
 from stapes.recipe import Stage
 from stapes.train.stage import train_stage
 
+SPOKEN = WordList({"a": -1.0, "b": -1.0}, {"a": ["e", "A"], "b": ["bi"]})
 LLM_SIDE = ("detail", "sound_in", "sound_out", "norm_sound")
 
 
@@ -160,23 +162,80 @@ def test_a_stage_for_letters_wants_a_connector_that_has_them(manifest, tmp_path,
 def test_letters_come_beside_pieces_or_alone(tiny_tokenizer):
     vocabulary = CTCVocabulary(tiny_tokenizer, 0)
     examples = [Example("", "", encoder_frames=torch.zeros(4, 8), transcript=text) for text in ("A b'c.", "")]
-    beside = collate_hearing(examples, vocabulary, "ctc", with_letters=True)
+    beside = collate_hearing(examples, vocabulary, "ctc", beside=["letters"])
     spelt = letter_numbers("a b'c")
-    assert beside["letter_labels"].tolist() == [spelt, [IGNORE] * len(spelt)]
+    assert beside["beside"]["letters"].tolist() == [spelt, [IGNORE] * len(spelt)]
     assert torch.equal(beside["labels"], collate_hearing(examples, vocabulary, "ctc")["labels"])
-    alone = collate_hearing(examples, vocabulary, "letters", with_letters=True)
+    alone = collate_hearing(examples, vocabulary, "letters", beside=["letters"])
     assert alone["labels"].tolist() == [[IGNORE, *spelt], [IGNORE] * (1 + len(spelt))]
-    assert "letter_labels" not in alone
+    assert "beside" not in alone
 
 
 def test_the_loss_of_letters_is_added_to_that_of_pieces(tiny_model_and_processor):
     model, _ = tiny_model_and_processor("ctc_compressor", ctc_letters=64)
     labels, letters = torch.tensor([[IGNORE, 3, 5]]), torch.tensor([letter_numbers("a bc")])
     frames = {"encoder_frames": torch.randn(1, 60, 32), "encoder_frames_mask": torch.ones(1, 60, dtype=torch.bool)}
-    both = model.hearing_loss(labels, "ctc", letter_labels=letters, **frames)
+    both = model.hearing_loss(labels, "ctc", beside={"letters": letters}, **frames)
     of_pieces = model.hearing_loss(labels, "ctc", **frames)
     of_letters = model.hearing_loss(torch.nn.functional.pad(letters, (1, 0), value=IGNORE), "letters", **frames)
     torch.testing.assert_close(2 * both, 2 * of_pieces + 4 * of_letters)
+
+
+def test_phones_are_learnt_alone_or_beside_the_pieces(manifest, tmp_path, tiny_model_and_processor):
+    model, processor = tiny_model_and_processor("ctc_compressor", ctc_phones=64)
+    processor.words = SPOKEN
+    learnt = {}
+    for objective, max_steps in (("phones", 40), ("ctc", 3)):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        stage = stage_of(manifest, objective=objective, max_steps=max_steps)
+        folder = tmp_path / objective
+        train_stage(model, processor, stage, name=objective, seed=0, folder=folder, cache=tmp_path / "cache")
+        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        learnt[objective] = {name.split(".")[1] for name in changed}
+    assert learnt["phones"] == {"phones"}
+    assert learnt["ctc"] > {"phones", "conv", "to_llm"}
+    lines = [json.loads(line) for line in (tmp_path / "phones/losses.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert losses[-1] < 0.7 * lines[0]["loss"]
+
+
+def test_phones_are_those_of_the_usual_way_to_speak_a_word(tiny_tokenizer):
+    words = WordList({"the": -1.0, "c": -2.0}, {"the": ["DA", "Di"], "c": ["si"]})
+    vocabulary = CTCVocabulary(tiny_tokenizer, 0)
+    examples = [Example("", "", encoder_frames=torch.zeros(4, 8), transcript=text) for text in ("The C.", "")]
+    spoken = phone_numbers("DA si")
+    alone = collate_hearing(examples, vocabulary, "phones", words=words)
+    assert alone["labels"].tolist() == [[IGNORE, *spoken], [IGNORE] * (1 + len(spoken))]
+    beside = collate_hearing(examples, vocabulary, "ctc", words=words, beside=["letters", "phones"])["beside"]
+    assert beside["phones"].tolist() == [spoken, [IGNORE] * len(spoken)]
+    assert beside["letters"][0].tolist() == letter_numbers("the c")
+
+
+def test_a_stage_for_phones_wants_to_know_how_words_are_spoken(manifest, tmp_path, tiny_model_and_processor):
+    model, processor = tiny_model_and_processor("ctc_compressor", ctc_phones=64)
+    stage = stage_of(manifest, objective="phones", max_steps=1)
+    train = partial(train_stage, model, processor, name="speak", seed=0, cache=tmp_path / "cache")
+    for words in (None, WordList({"a": -1.0, "b": -1.0})):
+        processor.words = words
+        with pytest.raises(StapesError, match="stage `speak`: to teach phones it has to be known how words are spoken"):
+            train(stage=stage, folder=tmp_path / "speak")
+    processor.words = WordList({"a": -1.0}, {"a": ["e"]})
+    with pytest.raises(
+        ManifestError, match=r"m\.jsonl: sample `ab` holds 'b', and `words` do not tell how that is spoken"
+    ):
+        train(stage=stage, folder=tmp_path / "speak")
+
+
+def test_new_words_are_left_out_where_they_only_measure(manifest, tmp_path, tiny_model_and_processor):
+    model, processor = tiny_model_and_processor("ctc_compressor", ctc_phones=64)
+    processor.words = WordList({"a": -1.0}, {"a": ["e"]})
+    lines = manifest.read_text().splitlines()
+    (tmp_path / "known.jsonl").write_text("".join(f"{line}\n" for line in lines if "noise" in line or '"aa"' in line))
+    stage = stage_of(tmp_path / "known.jsonl", objective="phones", max_steps=1, save_steps=1, valid=[manifest])
+    with pytest.warns(UserWarning, match=r"m\.jsonl: 3 of 5 samples hold words that `words` lack; they are left out"):
+        train_stage(model, processor, stage, name="s", seed=0, folder=tmp_path / "s", cache=tmp_path / "cache")
+    losses = [json.loads(line).get("eval_loss") for line in (tmp_path / "s/losses.jsonl").read_text().splitlines()]
+    assert np.isfinite([loss for loss in losses if loss is not None]).all()
 
 
 def test_sounds_are_named_by_a_stage_of_their_own(manifest, tmp_path, tiny_model_and_processor):

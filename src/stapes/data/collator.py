@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..model import CTCVocabulary, StapesProcessor, letter_numbers
+from ..model import CTCVocabulary, StapesProcessor, WordList, letter_numbers, phone_numbers
 from .spoken import caption_words, spoken_words
 
 IGNORE = -100
@@ -77,26 +77,31 @@ def collate(
 def collate_hearing(
     examples: Sequence[Example],
     vocabulary: CTCVocabulary,
-    objective: Literal["ctc", "letters", "sound"],
-    with_letters: bool = False,
-) -> dict[str, Tensor]:
+    objective: Literal["ctc", "letters", "phones", "sound"],
+    words: WordList | None = None,
+    beside: Sequence[Literal["letters", "phones"]] = (),
+) -> dict[str, Any]:
     """Spell and right-pad a batch for a connector that learns to hear, which needs no prompt.
 
     Args:
         examples: of one batch.
         vocabulary: the pieces that the connector hears.
-        objective: `ctc` spells what is said in pieces, `letters` in letters, `sound` the words of the caption, or that
-            someone speaks where a transcript stands.
-        with_letters: whether letters are wanted beside the pieces of `ctc`.
+        objective: `ctc` spells what is said in pieces, `letters` in letters, `phones` as it is spoken, `sound` the
+            words of the caption, or that someone speaks where a transcript stands.
+        words: tells how words are spoken, for phones.
+        beside: what else is wanted beside the pieces of `ctc`.
 
     Returns:
-        `labels` (B, 1 + U): pieces of `vocabulary` or letters, `IGNORE` in the first column and as padding, and the
-        audio as `collate` gives it; maybe `letter_labels` (B, U'). The first column is there because those who count
-        labels leave it out: a language model predicts none from nothing.
+        `labels` (B, 1 + U): numbers of pieces, letters or phones, `IGNORE` in the first column and as padding, and the
+        audio as `collate` gives it; for `ctc` maybe `beside`, (B, U') numbers each. The first column is there because
+        those who count labels leave it out: a language model predicts none from nothing.
 
     Raises:
-        ValueError: if a transcript is not known.
+        ValueError: if a transcript is not known, or how it is spoken.
     """
+    spell: dict[str, Callable[[str], list[int]]] = {"letters": letter_numbers}
+    if words is not None:
+        spell["phones"] = lambda text: phone_numbers(words.pronounce(text))
     said = []
     for example in examples:
         if example.transcript is None:
@@ -104,14 +109,15 @@ def collate_hearing(
                 f"an example with the target {example.target!r:.60} has no transcript; "
                 f"`objective: {objective}` cannot learn from it"
             )
-        words = spoken_words(example.transcript)
+        text = spoken_words(example.transcript)
         if objective == "sound":
-            words = caption_words(OF_SPEECH if words else example.target)
-        said.append(words)
-    spell = letter_numbers if objective == "letters" else vocabulary.encode
-    batch = {"labels": _pad_labels([[IGNORE, *spell(words)] for words in said])} | _pad_audio(examples)
-    if with_letters and objective == "ctc":
-        batch["letter_labels"] = _pad_labels([letter_numbers(words) for words in said])
+            text = caption_words(OF_SPEECH if text else example.target)
+        said.append(text)
+    numbers = spell.get(objective, vocabulary.encode)
+    batch: dict[str, Any] = {"labels": _pad_labels([[IGNORE, *numbers(text)] for text in said])}
+    batch |= _pad_audio(examples)
+    if beside and objective == "ctc":
+        batch["beside"] = {name: _pad_labels([spell[name](text) for text in said]) for name in beside}
     return batch
 
 

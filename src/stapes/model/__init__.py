@@ -9,6 +9,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from .alphabets import letter_numbers, phone_numbers
 from .beats import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
 from .configuration import ConnectorConfig, StapesConfig, num_audio_tokens
 from .ctc_compressor import CTCCompressor, Heard, Objective
@@ -18,13 +19,12 @@ from .drafts import DraftedDecoding
 from .eat import EatConfig, EatEncoder, EatFeatureExtractor
 from .families import FAMILIES, Family, find_family, find_reserved_tokens
 from .heard_pieces import Dictation, PieceListener, TokenPieces
-from .letter_hearer import letter_numbers
 from .modeling import StapesForConditionalGeneration
 from .processing import StapesFeatureExtractor, StapesProcessor
 from .sound_tower import TOWER_TYPES, SoundTower, SoundTowerConfig, SoundTowerFeatureExtractor, describe_tower
 from .transcripts import TranscriptChooser
 from .word_list import WordList
-from .word_search import HeardText, search_words
+from .word_search import HeardText, search_phones, search_words
 
 AutoConfig.register(StapesConfig.model_type, StapesConfig)
 AutoModelForCausalLM.register(StapesConfig, StapesForConditionalGeneration)
@@ -77,5 +77,7 @@ __all__ = [
     "find_reserved_tokens",
     "letter_numbers",
     "num_audio_tokens",
+    "phone_numbers",
+    "search_phones",
     "search_words",
 ]

@@ -58,9 +58,10 @@ class ConnectorConfig(PreTrainedConfig):
             means of all that may have been said, with 6 nearly always what was heard best.
         ctc_spelling: width of the part of CTC's output layer that knows pieces by their letters, see `Speller`; 0:
             there is none.
-        ctc_letters: width of the part that hears letters, see `LetterHearer`; 0: there is none.
+        ctc_letters, ctc_phones: widths of the parts that hear letters and phones, see `FrameHearer`; 0: there is none.
         ctc_weight: how much CTC has to say in a transcript beside the LLM, from 0, nothing, to 1: token by token, see
-            `CTCGuide`, or, where it hears letters and words are known, of whole texts, see `TranscriptChooser`.
+            `CTCGuide`, or, where it hears letters or phones and words are known, of whole texts, see
+            `TranscriptChooser`.
         sound_layer: of a CTC compressor, the speech encoder's layer (from 1) that its sound slots see, to name what
             sounds, see `SoundNamer`; None: they see the last layer and name nothing.
         num_ctc_tokens: how many pieces these are, see `CTCVocabulary`; `assembly.build` fills it in.
@@ -83,6 +84,7 @@ class ConnectorConfig(PreTrainedConfig):
     ctc_sharpness: float | int = 1.0
     ctc_spelling: int = 0
     ctc_letters: int = 0
+    ctc_phones: int = 0
     ctc_weight: float | int = 0.0
     sound_layer: int | None = None
     num_ctc_tokens: int = 1
@@ -103,10 +105,10 @@ class ConnectorConfig(PreTrainedConfig):
             raise ValueError(f"hidden_size is {self.hidden_size}; the gate of a stacked_mlp needs an even one")
         if self.sound_layer is not None and (self.kind != "ctc_compressor" or self.sound_layer < 1):
             raise ValueError(f"sound_layer is {self.sound_layer}; a ctc_compressor may have one, from 1 on")
-        if self.ctc_letters % 64 or not 0 <= self.ctc_letters <= 4096 * (self.kind == "ctc_compressor"):
-            raise ValueError(
-                f"ctc_letters is {self.ctc_letters}; a ctc_compressor may have a width, a multiple of 64 up to 4096"
-            )
+        for name in ("ctc_letters", "ctc_phones"):
+            width = getattr(self, name)
+            if width % 64 or not 0 <= width <= 4096 * (self.kind == "ctc_compressor"):
+                raise ValueError(f"{name} is {width}; a ctc_compressor may have a width, a multiple of 64 up to 4096")
         if not 0 <= self.ctc_weight <= (self.kind == "ctc_compressor"):
             raise ValueError(f"ctc_weight is {self.ctc_weight}; a ctc_compressor may have one, from 0 to 1")
         if self.kind == "ctc_compressor":

@@ -7,14 +7,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .alphabets import LETTERS, PHONES
 from .configuration import ConnectorConfig
-from .letter_hearer import LetterHearer
+from .frame_hearer import FrameHearer
 from .prenorm import PreNormLayer
 from .sound_namer import SOUND_WIDTH, SoundNamer
 from .speller import Speller
 
-Objective = Literal["answer", "ctc", "letters", "sound"]
-"""What a stage of training teaches: the LLM's answers, hearing what is said, its letters alone, or naming sounds."""
+Objective = Literal["answer", "ctc", "letters", "phones", "sound"]
+"""What a stage of training teaches: the LLM's answers, hearing what is said, its letters or phones alone, or naming
+sounds."""
 
 
 class CTCSteps(NamedTuple):
@@ -38,7 +40,8 @@ class Heard(NamedTuple):
         slots, slots_mask: as `CTCCompressor.forward` returns them.
         pieces, pieces_mask: `logits` and `mask` of `CTCSteps`.
         letters: (B, T, 1 + 28) logits, blank first; None if it hears none.
-        letters_mask: (B, T), True on real frames.
+        phones: (B, T, 1 + 40) likewise.
+        frames_mask: (B, T), True on real frames.
     """
 
     slots: Tensor
@@ -46,7 +49,8 @@ class Heard(NamedTuple):
     pieces: Tensor
     pieces_mask: Tensor
     letters: Tensor | None
-    letters_mask: Tensor
+    phones: Tensor | None
+    frames_mask: Tensor
 
 
 class CTCCompressor(nn.Module):
@@ -89,9 +93,12 @@ class CTCCompressor(nn.Module):
         self.speller: Speller | None = None
         if config.ctc_spelling:
             self.speller = Speller(width, config.ctc_spelling, config.num_ctc_tokens, config.num_letter_groups)
-        self.letters: LetterHearer | None = None
+        self.letters: FrameHearer | None = None
         if config.ctc_letters:
-            self.letters = LetterHearer(encoder_hidden_size, config.ctc_letters, config.dropout)
+            self.letters = FrameHearer(encoder_hidden_size, config.ctc_letters, len(LETTERS), config.dropout)
+        self.phones: FrameHearer | None = None
+        if config.ctc_phones:
+            self.phones = FrameHearer(encoder_hidden_size, config.ctc_phones, len(PHONES), config.dropout)
         self.detail = nn.Linear(width, llm_hidden_size, bias=False)
         self.sound_out = nn.Linear(width if config.sound_layer is None else SOUND_WIDTH, llm_hidden_size)
         self.namer: SoundNamer | None = None
@@ -165,13 +172,11 @@ class CTCCompressor(nn.Module):
     def hear(self, frames: Tensor, frames_mask: Tensor) -> Heard:
         """Fill the slots, and tell what is heard in words, too; arguments as in `forward`."""
         steps = self.read(frames, frames_mask)
-        letters = None if self.letters is None else self.read_letters(frames, frames_mask)
-        return Heard(*self._fill(frames, frames_mask, steps), steps.logits, steps.mask, letters, frames_mask)
-
-    def read_letters(self, frames: Tensor, frames_mask: Tensor) -> Tensor:
-        """Run the part that hears letters: their logits (B, T, 1 + 28), blank first; arguments as in `forward`."""
-        assert self.letters is not None
-        return self.letters(self._of_speech(frames), frames_mask)
+        letters, phones = (
+            None if hearer is None else hearer(self._of_speech(frames), frames_mask)
+            for hearer in (self.letters, self.phones)
+        )
+        return Heard(*self._fill(frames, frames_mask, steps), steps.logits, steps.mask, letters, phones, frames_mask)
 
     def _of_speech(self, frames: Tensor) -> Tensor:
         """Take the encoder's output, (B, T, D), from what may hold a sound layer's too."""
@@ -192,28 +197,46 @@ class CTCCompressor(nn.Module):
         """Let gradients reach what an objective teaches; `answer` teaches the parts that only matter to the LLM.
 
         Raises:
-            ValueError: for `sound` or `letters` if the connector has no part for it.
+            ValueError: for `sound`, `letters` or `phones` if the connector has no part for it.
         """
         if objective == "sound" and self.namer is None:
             raise ValueError("the connector names no sounds; `objective: sound` teaches one with `sound_layer`")
-        if objective == "letters" and self.letters is None:
-            raise ValueError("the connector hears no letters; `objective: letters` teaches one with `letters`")
+        for name, hearer in (("letters", self.letters), ("phones", self.phones)):
+            if objective == name and hearer is None:
+                raise ValueError(f"the connector hears no {name}; `objective: {name}` teaches one with `{name}`")
         for_llm: list[nn.Module] = [self.detail, self.sound_out]
         if self.namer is None:
             for_llm += [self.sound_in, self.norm_sound]
         self.requires_grad_(objective == "ctc")
         self.token_embeddings.requires_grad_(False)
-        if self.letters is not None:
-            self.letters.requires_grad_(objective in ("ctc", "letters"))
+        for name, hearer in (("letters", self.letters), ("phones", self.phones)):
+            if hearer is not None:
+                hearer.requires_grad_(objective in ("ctc", name))
         if self.namer is not None:
             self.namer.requires_grad_(objective == "sound")
         for module in for_llm:
             module.requires_grad_(objective == "answer")
 
-    def loss(self, objective: Objective, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
-        """Compute the summed loss of an objective other than `answer`; arguments as for `ctc_loss`."""
-        losses = {"ctc": self.ctc_loss, "letters": self.letters_loss, "sound": self.sound_loss}
-        return losses[objective](frames, frames_mask, labels)
+    def loss(
+        self,
+        objective: Literal["ctc", "letters", "phones", "sound"],
+        frames: Tensor,
+        frames_mask: Tensor,
+        labels: Tensor,
+    ) -> Tensor:
+        """Compute the summed loss of an objective other than `answer`.
+
+        Arguments as for `ctc_loss`; `letters` and `phones` want `letter_numbers` and `phone_numbers` as labels.
+        """
+        match objective:
+            case "letters" | "phones":
+                hearer = self.letters if objective == "letters" else self.phones
+                assert hearer is not None
+                return _ctc(hearer(self._of_speech(frames), frames_mask), frames_mask, labels)
+            case "sound":
+                return self.sound_loss(frames, frames_mask, labels)
+            case "ctc":
+                return self.ctc_loss(frames, frames_mask, labels)
 
     def ctc_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
         """Compute the CTC loss of all pieces, summed.
@@ -225,10 +248,6 @@ class CTCCompressor(nn.Module):
         """
         steps = self.read(frames, frames_mask)
         return _ctc(steps.logits, steps.mask, labels)
-
-    def letters_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
-        """Compute the CTC loss of all letters, summed; arguments as for `ctc_loss`, with `letter_numbers`."""
-        return _ctc(self.read_letters(frames, frames_mask), frames_mask, labels)
 
     def sound_loss(self, frames: Tensor, frames_mask: Tensor, labels: Tensor) -> Tensor:
         """Compute the cross-entropy of a caption's words, summed over words, mean over the slots that hold sound.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, Literal, cast
 
@@ -205,8 +206,8 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def hearing_loss(
         self,
         labels: Tensor,
-        objective: Literal["ctc", "letters", "sound"],
-        letter_labels: Tensor | None = None,
+        objective: Literal["ctc", "letters", "phones", "sound"],
+        beside: Mapping[Literal["letters", "phones"], Tensor] | None = None,
         encoder_frames: Tensor | None = None,
         encoder_frames_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -216,8 +217,8 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             labels: (B, 1 + U) as `collate_hearing` makes them; the first column means nothing.
-            objective: `ctc` for what is said, `letters` for its letters alone, `sound` for what sounds.
-            letter_labels: (B, U'), what letters are to be heard beside `ctc`.
+            objective: `ctc` for what is said, `letters` or `phones` for those alone, `sound` for what sounds.
+            beside: (B, U'), letters and phones that are to be heard beside `ctc`.
             encoder_frames, encoder_frames_mask: see `forward`.
             num_items_in_batch: divides the summed loss; the number of labels if not given.
             features: in place of frames, see `encode`.
@@ -231,8 +232,8 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encoder_frames, encoder_frames_mask = self.encode(**features)
         frames, wanted = encoder_frames.to(self._connector_dtype()), labels[:, 1:]
         loss = self.connector.loss(objective, frames, encoder_frames_mask, wanted)
-        if letter_labels is not None:
-            loss = loss + self.connector.letters_loss(frames, encoder_frames_mask, letter_labels)
+        for symbols, spelt in (beside or {}).items():
+            loss = loss + self.connector.loss(symbols, frames, encoder_frames_mask, spelt)
         return loss / ((wanted > 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
     def _connector_dtype(self) -> torch.dtype:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from .alphabets import BLANK, SPACE
 from .ctc_prefix import Probabilities
 from .ctc_vocabulary import CTCVocabulary
-from .letter_hearer import BLANK, SPACE
 from .text_reader import TextReader
 from .word_list import WordList
-from .word_search import HeardText, search_words
+from .word_search import HeardText, search_phones, search_words
 
 CANDIDATES = 16
 """Texts that the LLM reads."""
@@ -46,11 +46,11 @@ class Chosen(NamedTuple):
 
 
 class TranscriptChooser:
-    """Finds texts that fit the letters that CTC heard, and lets the LLM say which of them it is.
+    """Finds texts that fit the phones or letters that CTC heard, and lets the LLM say which of them it is.
 
-    score = w · log p_letters + (1 - w) · (0.4 · log p_LLM(text | audio) + 0.6 · log p_LLM(text)), of the texts that
-    letters, pieces and the words' commonness, each by its log-probability, like best together. Long clips are decided
-    on part by part (`LONGEST_PART`), each behind what was chosen before.
+    score = w · log p_CTC + (1 - w) · (0.4 · log p_LLM(text | audio) + 0.6 · log p_LLM(text)), of the texts that phones
+    or letters, pieces and the words' commonness, each by its log-probability, like best together. Long clips are
+    decided on part by part (`LONGEST_PART`), each behind what was chosen before.
 
     Source: n-best lists of CTC with a lexicon, scored by a language model (Hannun et al. 2014, arXiv 1408.2873), and
     joint scores of CTC and an attention decoder (Watanabe et al. 2017, Hybrid CTC/Attention Architecture). Where we
@@ -62,6 +62,7 @@ class TranscriptChooser:
         words: that a transcript may hold.
         vocabulary: the pieces that CTC hears.
         may_follow: (V,) True for tokens that may follow a whole text: signs and ends.
+        by_phones: whether texts are looked for by how they are spoken, not by how they are written.
     """
 
     def __init__(
@@ -71,30 +72,31 @@ class TranscriptChooser:
         words: WordList,
         vocabulary: CTCVocabulary,
         may_follow: Tensor,
+        by_phones: bool = False,
     ) -> None:
         self._language_model, self._tokenizer, self._words = language_model, tokenizer, words
-        self._vocabulary, self._may_follow = vocabulary, may_follow
+        self._vocabulary, self._may_follow, self.by_phones = vocabulary, may_follow, by_phones
 
     @torch.inference_mode()
-    def choose(self, letters: Tensor, pieces: Tensor, *, prompt: Tensor, bare_prompt: Tensor, weight: float) -> Chosen:
+    def choose(self, symbols: Tensor, pieces: Tensor, *, prompt: Tensor, bare_prompt: Tensor, weight: float) -> Chosen:
         """Decide what was said in a clip.
 
         Args:
-            letters: (T, 1 + 28) logits of its frames, blank first.
+            symbols: (T, 1 + N) logits of its frames, blank first: phones if `by_phones`, else letters.
             pieces: (S, 1 + C) logits of its steps, blank first.
             prompt: (L, D) embeddings of the prompt, which ends where the answer begins.
             bare_prompt: (L', D) the same without audio.
             weight: w, from 0 (the LLM alone) to 1 (CTC alone).
         """
         readers = Readers(*(TextReader(self._language_model, embeds) for embeds in (prompt, bare_prompt)))
-        posteriors = letters.double().softmax(dim=-1).cpu().numpy()
-        steps_per_frame = len(pieces) / len(letters)
+        posteriors = symbols.double().softmax(dim=-1).cpu().numpy()
+        steps_per_frame = len(pieces) / len(symbols)
         chosen = ""
         for begin, end in parts(posteriors):
             steps = pieces[round(begin * steps_per_frame) : round(end * steps_per_frame)]
             likely = self._likely(posteriors[begin:end], steps)
             texts = [self._encode(text.words, follows=bool(chosen)) for text in likely]
-            is_last = end == len(letters)
+            is_last = end == len(symbols)
             best = best_text(likely, texts, readers, weight, self._may_follow if is_last else None)
             chosen = f"{chosen} {likely[best].words}".strip()
             if not is_last:
@@ -103,7 +105,8 @@ class TranscriptChooser:
 
     def _likely(self, posteriors: Probabilities, pieces: Tensor) -> list[HeardText]:
         """List the texts that the LLM is to choose among."""
-        found = search_words(posteriors, self._words)
+        search = search_phones if self.by_phones else search_words
+        found = search(posteriors, self._words)
         spelt = [self._vocabulary.encode(text.words) for text in found]
         fits = score_pieces(pieces, spelt).cpu().numpy() + [text.log_ctc + text.log_prior for text in found]
         return [found[at] for at in np.argsort(-fits, kind="stable")[:CANDIDATES].tolist()]
@@ -155,7 +158,7 @@ def parts(posteriors: Probabilities) -> Iterator[tuple[int, int]]:
     """Cut a clip into parts of at most `LONGEST_PART` frames, and at least a quarter of that, in pauses between words.
 
     Args:
-        posteriors: (T, 1 + 28) of each encoder frame, blank first.
+        posteriors: (T, 1 + N) of each encoder frame, blank first.
 
     Yields:
         the first frame of each part and the one behind it.

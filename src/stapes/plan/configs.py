@@ -18,9 +18,9 @@ from .published import PUBLISHED
 _PIECE = re.compile(r"Ġ?[a-z']+|Ġ")
 # As in model/speller.py.
 MAX_LETTER_GROUPS = 40
-# As in model/letter_hearer.py.
-NUM_LETTERS = 29
-LETTER_CONTEXT = 3
+# As in model/frame_hearer.py; with the blank.
+NUM_LETTERS, NUM_PHONES = 29, 41
+FRAME_CONTEXT = 3
 # As in model/sound_namer.py.
 SOUND_WIDTH = 192
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..recipe import CTCCompressor, StackedMLP, WindowedQFormer
-from .configs import LETTER_CONTEXT, MAX_LETTER_GROUPS, NO_PIECES, NUM_LETTERS, SOUND_WIDTH, CTCPieces
+from .configs import FRAME_CONTEXT, MAX_LETTER_GROUPS, NO_PIECES, NUM_LETTERS, NUM_PHONES, SOUND_WIDTH, CTCPieces
 from .shapes import Weight, layer_norm, linear
 
 
@@ -116,7 +116,7 @@ class CTCCompressorShape:
         names_sounds: whether the slots of sound name what they hear.
         spelling_width: of what knows pieces by their letters; 0 if nothing does.
         num_letter_groups: G, of which the pieces consist.
-        letters_width: of what hears letters; 0 if nothing does.
+        letters_width, phones_width: of what hears letters and phones; 0 if nothing does.
     """
 
     input_width: int
@@ -132,6 +132,7 @@ class CTCCompressorShape:
     spelling_width: int = 0
     num_letter_groups: int = 0
     letters_width: int = 0
+    phones_width: int = 0
 
     def weights(self) -> list[Weight]:
         """List the tensors."""
@@ -151,7 +152,8 @@ class CTCCompressorShape:
             *linear("blank", D_llm, 1),
             Weight("token_embeddings.weight", (self.num_pieces, D_llm), learns=False),
             *self._speller_weights(),
-            *self._letter_weights(),
+            *self._frame_weights("letters", self.letters_width, NUM_LETTERS),
+            *self._frame_weights("phones", self.phones_width, NUM_PHONES),
             *linear("detail", D, D_llm, bias=False),
             *linear("sound_out", SOUND_WIDTH if self.names_sounds else D, D_llm),
             *self._sound_weights(),
@@ -166,17 +168,16 @@ class CTCCompressorShape:
             Weight("speller.spelling", (self.num_pieces, MAX_LETTER_GROUPS), is_buffer=True),
         ]
 
-    def _letter_weights(self) -> list[Weight]:
-        width = self.letters_width
+    def _frame_weights(self, name: str, width: int, num_symbols: int) -> list[Weight]:
         if not width:
             return []
         return [
-            *layer_norm("letters.norm_in", self.input_width),
-            Weight("letters.conv.weight", (width, self.input_width, LETTER_CONTEXT)),
-            Weight("letters.conv.bias", (width,)),
-            *_prenorm_layer("letters.layer", width, 4 * width),
-            *layer_norm("letters.norm_out", width),
-            *linear("letters.out", width, NUM_LETTERS),
+            *layer_norm(f"{name}.norm_in", self.input_width),
+            Weight(f"{name}.conv.weight", (width, self.input_width, FRAME_CONTEXT)),
+            Weight(f"{name}.conv.bias", (width,)),
+            *_prenorm_layer(f"{name}.layer", width, 4 * width),
+            *layer_norm(f"{name}.norm_out", width),
+            *linear(f"{name}.out", width, num_symbols),
         ]
 
     def _sound_weights(self) -> list[Weight]:
@@ -263,4 +264,5 @@ def read_connector(
                 spelling_width=section.spelling,
                 num_letter_groups=pieces.num_letter_groups,
                 letters_width=section.letters,
+                phones_width=section.phones,
             )

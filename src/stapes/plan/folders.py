@@ -100,6 +100,7 @@ def _connector_section(config: dict[str, Any]) -> dict[str, Any]:
                 "sharpness": config.get("ctc_sharpness", 1.0),
                 "spelling": config.get("ctc_spelling", 0),
                 "letters": config.get("ctc_letters", 0),
+                "phones": config.get("ctc_phones", 0),
                 "ctc_weight": config.get("ctc_weight", 0.0),
                 "sound_layer": config.get("sound_layer"),
             }

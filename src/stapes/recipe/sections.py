@@ -62,8 +62,10 @@ class CTCCompressor(Section):
     sharpness: float = Field(1.0, gt=0)  # of what the LLM reads; 6: nearly always the piece that was heard best
     spelling: int = Field(0, ge=0)  # width of what knows the pieces by their letters; 0: nothing does
     letters: int = Field(0, ge=0, le=4096, multiple_of=64)  # width of what hears letters; 0: nothing does
+    phones: int = Field(0, ge=0, le=4096, multiple_of=64)  # likewise of what hears phones, which takes `words`
     ctc_weight: float = Field(0.0, ge=0, le=1)  # CTC's say in a transcript, beside the LLM's
-    # A file with the words that a transcript may hold, which are then searched for among the letters that were heard.
+    # A file with the words that a transcript may hold, which are then searched for among the letters heard; or, if it
+    # tells how they are spoken, among the phones.
     words: Path | None = Field(None, exclude_if=lambda value: value is None)
     sound_layer: int | None = Field(None, ge=1)  # speech encoder's, to name sounds from, see `objective: sound`
     hidden_size: int = Field(512, ge=1)
@@ -90,7 +92,7 @@ class CTCCompressor(Section):
             raise ValueError(f"step_s {self.step_s:g} is longer than slot_s {self.slot_s:g}")
         if self.stride % 2:
             raise ValueError(f"step_s is {self.step_s:g}; wanted a multiple of 0.04")
-        if self.words is not None and not (self.letters and self.ctc_weight):
+        if self.words is not None and not self.phones and not (self.letters and self.ctc_weight):
             raise ValueError("words are searched for among letters: give `letters` and a `ctc_weight`, too")
         return self
 
@@ -178,12 +180,12 @@ class Stage(Section):
 
     `objective: answer` is the LLM's own loss on what it is to answer. `ctc` teaches a `ctc_compressor` to hear what is
     said, without the LLM: from samples for `asr`, and from those for `audiocaption`, in which nothing is said. If it
-    has `letters`, it learns those too, and with `letters` nothing else. `sound` teaches one that has a `sound_layer`
-    the words of captions; in samples for `asr` it is to hear that someone speaks.
+    has `letters` or `phones`, it learns those too; `letters` and `phones` teach those alone. `sound` teaches one that
+    has a `sound_layer` the words of captions; in samples for `asr` it is to hear that someone speaks.
     In stages for `answer` that hearing stays as it is, and the connector's other weights learn.
     """
 
-    objective: Literal["answer", "ctc", "letters", "sound"] = "answer"
+    objective: Literal["answer", "ctc", "letters", "phones", "sound"] = "answer"
     data: dict[Path, float] = Field(min_length=1)  # manifest: share of the samples drawn
     valid: tuple[Path, ...] = ()  # manifests whose loss is measured each `save_steps`
     trainable: tuple[Part, ...] = Field(("connector",), min_length=1)
@@ -205,9 +207,8 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
-        not_heard = {"lora", "language_model"}
-        useless = {"answer": set(), "ctc": not_heard, "letters": not_heard, "sound": {*get_args(Part)} - {"connector"}}
-        if idle := sorted(useless[self.objective] & set(self.trainable)):
+        useless = {"answer": set(), "sound": {*get_args(Part)} - {"connector"}}
+        if idle := sorted(useless.get(self.objective, {"lora", "language_model"}) & set(self.trainable)):
             raise ValueError(
                 f"`objective: {self.objective}` has no use for {' and '.join(idle)}; take that out of `trainable`"
             )
@@ -327,6 +328,7 @@ class Recipe(Section):
         if not self.train:
             raise ValueError("train is missing; a model that is built here has to learn in at least one stage")
         hears, has_lora, kind = model.connector.kind != "ctc_compressor", False, model.connector.kind
+        has_words = getattr(model.connector, "words", None) is not None
         for name, stage in self.train.items():
             has_lora |= stage.lora is not None
             if "sound_encoder" in stage.trainable and model.sound_encoder is None:
@@ -338,10 +340,15 @@ class Recipe(Section):
                 )
             if stage.objective == "sound" and sound_layer is None:
                 raise ValueError(f"train.{name}: `objective: sound` wants `sound_layer` in `model.connector`")
-            if stage.objective == "letters" and not getattr(model.connector, "letters", 0):
-                raise ValueError(f"train.{name}: `objective: letters` wants `letters` in `model.connector`")
-            hears |= stage.objective == "ctc"
-            if not hears and stage.objective != "letters":
+            wanted = stage.objective
+            if wanted in ("letters", "phones") and not getattr(model.connector, wanted, 0):
+                raise ValueError(f"train.{name}: `objective: {wanted}` wants `{wanted}` in `model.connector`")
+            if wanted in ("ctc", "phones") and getattr(model.connector, "phones", 0) and not has_words:
+                raise ValueError(
+                    f"train.{name}: to teach phones takes `words` in `model.connector`, with how to speak them"
+                )
+            hears |= wanted == "ctc"
+            if not hears and wanted not in ("letters", "phones"):
                 raise ValueError(
                     f"train.{name}: a ctc_compressor hears nothing before a stage with `objective: ctc`; put one first"
                 )

@@ -175,6 +175,7 @@ def _build_arguments(model: Model) -> dict[str, Any]:
                 ctc_sharpness=section.sharpness,
                 ctc_spelling=section.spelling,
                 ctc_letters=section.letters,
+                ctc_phones=section.phones,
                 ctc_weight=section.ctc_weight,
                 sound_layer=section.sound_layer,
                 hidden_size=section.hidden_size,

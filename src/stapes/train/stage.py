@@ -5,25 +5,22 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from ..assembly import TRAINED_FILE, part_of, save_model
-from ..data.collator import Example, collate, collate_hearing
 from ..data.mixture import MixtureBatchSampler
-from ..data.sample import Sample, load_manifest, sample_duration_s, transcript_of
-from ..errors import ManifestError, StapesError
+from ..data.sample import load_manifest, sample_duration_s
+from ..errors import StapesError
 from ..files import read_json, write_json
-from ..model import CTCCompressor, CTCVocabulary, Objective, StapesForConditionalGeneration, StapesProcessor
+from ..model import CTCCompressor, StapesForConditionalGeneration, StapesProcessor
 from ..model.nf4 import compute_in
 from ..recipe import DynamicClip, Stage
 from .adapters import give_4bit_weights, give_adapters
@@ -32,6 +29,7 @@ from .callbacks import CompleteMark, LossLog, ProgressBar, checkpoint_step, last
 from .clipping import DynamicClipping
 from .examples import Examples
 from .features import FeatureCache, encoder_identity
+from .hearing import check_heard, check_spoken, collator, known_alone, teacher_of_phones
 from .precision import Precision, choose_attention, choose_precision, torch_dtype
 from .processes import device_type, this_process
 from .trainee import Trainee
@@ -104,7 +102,7 @@ def train_stage(
         args=arguments,
         train_dataset=train_set,
         eval_dataset=valid_set if stage.valid else None,
-        data_collator=_collator(model, processor, stage.objective),
+        data_collator=collator(model, processor, stage.objective),
         callbacks=[CompleteMark(), LossLog(folder / "losses.jsonl", name)],
     )
     trainer.sampler, trainer.valid_draws = sampler, valid_set.draws()
@@ -126,30 +124,6 @@ def train_stage(
         shutil.rmtree(folder / "checkpoints")
     this_process().wait_for_everyone()
     return result
-
-
-def _collator(
-    model: StapesForConditionalGeneration, processor: StapesProcessor, objective: Objective
-) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
-    vocabulary = None
-    if isinstance(model.connector, CTCCompressor):
-        vocabulary = CTCVocabulary.of(processor.tokenizer, model.config.connector_config.ctc_merges)
-    if objective == "answer":
-        return partial(collate, processor=processor, vocabulary=vocabulary)
-    assert vocabulary is not None, "`_prepare_parts` refuses other connectors"
-    with_letters = bool(model.config.connector_config.ctc_letters)
-    return partial(collate_hearing, vocabulary=vocabulary, objective=objective, with_letters=with_letters)
-
-
-def _refuse_unheard(stage: Stage, name: str, corpora: Sequence[Sequence[Sample]]) -> None:
-    """Raise if the connector is to learn to hear from a sample of which it is not known what is said in it."""
-    for path, samples in zip((*stage.data, *stage.valid), corpora, strict=True):
-        for sample in samples:
-            if transcript_of(sample) is None:
-                raise ManifestError(
-                    f"{path}: sample `{sample.id}` is for {sample.task} and does not tell what is said; stage `{name}` "
-                    f"with `objective: {stage.objective}` learns from samples for asr and audiocaption"
-                )
 
 
 def _one_device_arguments(stage: Stage, name: str, seed: int, folder: Path) -> TrainingArguments:
@@ -237,7 +211,10 @@ def _load_data(
     corpora = [load_manifest(path) for path in stage.data]
     valid = [load_manifest(path) for path in stage.valid]
     if stage.objective != "answer":
-        _refuse_unheard(stage, name, [*corpora, *valid])
+        check_heard(stage, name, [*corpora, *valid])
+    if words := teacher_of_phones(model, processor, stage, name):
+        check_spoken(words, stage, name, corpora)
+        valid = known_alone(words, list(zip(stage.valid, valid, strict=True)))
     sampler = MixtureBatchSampler(
         [[sample_duration_s(sample) for sample in corpus] for corpus in corpora],
         weights=list(stage.data.values()),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
@@ -54,7 +54,7 @@ class StageTrainer(Trainer):
         total, count = 0.0, 0
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
-                inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+                inputs = send_to_device(batch, self.args.device)
                 total += self.model(**inputs, num_items_in_batch=1).loss.item()
                 count += int((inputs["labels"][:, 1:] != IGNORE).sum())
         sums = gather_object([(total, count)])
