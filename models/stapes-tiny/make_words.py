@@ -17,8 +17,9 @@ import math
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stapes.data.sample import load_manifest
@@ -69,18 +70,23 @@ def spoken_ways(words: Iterable[str], cmudict: Path) -> dict[str, list[str]]:
         if way not in (ways := known[re.sub(r"\(\d+\)$", "", word)]):
             ways.append(way)
     stems = {word: word.removesuffix("'s") for word in words if word not in known}
-    for stem in sorted({*stems.values()} - known.keys()):
-        known[stem] = [_by_rules(stem)]
+    unknown = sorted({*stems.values()} - known.keys())
+    known |= {stem: [way] for stem, way in zip(unknown, _by_rules(unknown), strict=True)}
     for word, stem in stems.items():
         known[word] = known[stem] if word == stem else [way + _possessive(way) for way in known[stem]]
     return {word: known[word] for word in words}
 
 
-def _by_rules(word: str) -> str:
-    command = ["flite", "-t", word.replace("'", ""), "-ps", "-o", "none"]
-    phones = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+def _by_rules(words: Sequence[str]) -> list[str]:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as text:
+        # A paragraph is a line of phones.
+        text.write("".join(word.replace("'", "") + "\n\n" for word in words))
+        text.flush()
+        command = ["flite", "-f", text.name, "-ps", "-o", "none"]
+        spoken = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = [line.split() for line in spoken.splitlines() if line.strip()]
     # Its schwa is the dictionary's unstressed AH.
-    return "".join(ARPABET["AH" if phone == "ax" else phone.upper()] for phone in phones if phone != "pau")
+    return ["".join(ARPABET["AH" if p == "ax" else p.upper()] for p in phones if p != "pau") for phones in lines]
 
 
 def _possessive(way: str) -> str:

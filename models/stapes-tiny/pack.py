@@ -1,4 +1,4 @@
-"""Copy the last stage of the training run to this folder, tensors in float16 and the tokenizer without blanks.
+"""Copy the last stage of the training run to this folder, tensors in float16 or less, the tokenizer without blanks.
 
     python models/stapes-tiny/pack.py runs/stapes-tiny/answer
 
@@ -17,7 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from stapes.assembly import TRAINED_FILE
 
+FLOAT8_MAX = 448.0
 HERE = Path(__file__).resolve().parent
+SPELLING = "connector.speller.groups.weight"
+"""Its sums are scaled to length 1 (`Speller`), so that 8 bits will do, at whatever scale fits them best."""
+
 NOT_THE_MODEL = {TRAINED_FILE, "step.json", "losses.jsonl", "trained.json"}
 
 
@@ -26,8 +30,11 @@ def main(stage: Path) -> None:
     tensors = load_file(stage / TRAINED_FILE)
     if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor.half()).all()]:
         raise SystemExit(f"beyond the range of float16: {', '.join(broken)}")
-    halves = {name: tensor.half() for name, tensor in tensors.items()}
-    save_file(halves, HERE / TRAINED_FILE, metadata={"format": "pt"})
+    packed = {name: tensor.half() for name, tensor in tensors.items()}
+    if SPELLING in tensors:
+        fitting = tensors[SPELLING] * (FLOAT8_MAX / tensors[SPELLING].abs().max())
+        packed[SPELLING] = fitting.to(torch.float8_e4m3fn)
+    save_file(packed, HERE / TRAINED_FILE, metadata={"format": "pt"})
     for path in sorted(stage.iterdir()):
         if path.is_file() and path.name not in NOT_THE_MODEL:
             shutil.copyfile(path, HERE / path.name)
