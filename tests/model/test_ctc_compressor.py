@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -210,6 +212,18 @@ def test_letters_and_phones_do_not_depend_on_the_batch_and_see_no_sound_layer(sy
     for row, length in enumerate(lengths):
         alone = getattr(connector.hear(frames[row : row + 1, :length], mask[row : row + 1, :length]), symbols)
         torch.testing.assert_close(together[row, :length], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("symbols", ["letters", "phones"])
+@torch.no_grad()
+def test_letters_and_phones_are_taught_each_by_what_it_hears_itself(symbols: Literal["letters", "phones"]) -> None:
+    connector = random_connector(ctc_letters=64, ctc_phones=64)
+    frames, mask, labels = torch.randn(1, 20, D), all_real(20), torch.tensor([[3, 5, 1, 7]])
+    heard = getattr(connector.hear(frames, mask), symbols)
+    expected = torch.nn.functional.ctc_loss(
+        heard[0].log_softmax(dim=-1), labels[0], torch.tensor(20), torch.tensor(4), reduction="sum"
+    )
+    torch.testing.assert_close(connector.loss(symbols, frames, mask, labels), expected)
 
 
 @pytest.mark.parametrize(("letters", "phones"), [(0, 0), (64, 0), (0, 64), (64, 128)])
