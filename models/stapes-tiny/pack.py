@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from stapes.assembly import TRAINED_FILE
 
-FLOAT8_MAX = 448.0
 HERE = Path(__file__).resolve().parent
 SPELLING = "connector.speller.groups.weight"
 """Its sums are scaled to length 1 (`Speller`), so that 8 bits will do, at whatever scale fits them best."""
@@ -32,7 +31,7 @@ def main(stage: Path) -> None:
         raise SystemExit(f"beyond the range of float16: {', '.join(broken)}")
     packed = {name: tensor.half() for name, tensor in tensors.items()}
     if SPELLING in tensors:
-        fitting = tensors[SPELLING] * (FLOAT8_MAX / tensors[SPELLING].abs().max())
+        fitting = tensors[SPELLING] * (torch.finfo(torch.float8_e4m3fn).max / tensors[SPELLING].abs().max())
         packed[SPELLING] = fitting.to(torch.float8_e4m3fn)
     save_file(packed, HERE / TRAINED_FILE, metadata={"format": "pt"})
     for path in sorted(stage.iterdir()):

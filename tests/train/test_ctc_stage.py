@@ -134,10 +134,14 @@ def test_the_loss_is_a_mean_over_the_pieces_of_all_batches(tiny_model_and_proces
     torch.testing.assert_close(sum(parts), whole)
 
 
-def test_letters_are_learnt_alone_or_beside_the_pieces(manifest, tmp_path, tiny_model_and_processor):
-    model, processor = tiny_model_and_processor("ctc_compressor", ctc_letters=64)
+@pytest.mark.parametrize("symbols", ["letters", "phones"])
+def test_letters_and_phones_are_learnt_alone_or_beside_the_pieces(
+    manifest, tmp_path, tiny_model_and_processor, symbols
+):
+    model, processor = tiny_model_and_processor("ctc_compressor", **{f"ctc_{symbols}": 64})
+    processor.words = SPOKEN
     learnt = {}
-    for objective, max_steps in (("letters", 40), ("ctc", 3)):
+    for objective, max_steps in ((symbols, 40), ("ctc", 3)):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         stage = stage_of(manifest, objective=objective, max_steps=max_steps)
         folder = tmp_path / objective
@@ -145,9 +149,9 @@ def test_letters_are_learnt_alone_or_beside_the_pieces(manifest, tmp_path, tiny_
         changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
         assert all(name.startswith("connector.") for name in changed)
         learnt[objective] = {name.split(".")[1] for name in changed}
-    assert learnt["letters"] == {"letters"}
-    assert learnt["ctc"] > {"letters", "conv", "to_llm"}
-    lines = [json.loads(line) for line in (tmp_path / "letters/losses.jsonl").read_text().splitlines()]
+    assert learnt[symbols] == {symbols}
+    assert learnt["ctc"] > {symbols, "conv", "to_llm"}
+    lines = [json.loads(line) for line in (tmp_path / symbols / "losses.jsonl").read_text().splitlines()]
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     assert losses[-1] < 0.7 * lines[0]["loss"]
 
@@ -179,24 +183,6 @@ def test_the_loss_of_letters_is_added_to_that_of_pieces(tiny_model_and_processor
     of_pieces = model.hearing_loss(labels, "ctc", **frames)
     of_letters = model.hearing_loss(torch.nn.functional.pad(letters, (1, 0), value=IGNORE), "letters", **frames)
     torch.testing.assert_close(2 * both, 2 * of_pieces + 4 * of_letters)
-
-
-def test_phones_are_learnt_alone_or_beside_the_pieces(manifest, tmp_path, tiny_model_and_processor):
-    model, processor = tiny_model_and_processor("ctc_compressor", ctc_phones=64)
-    processor.words = SPOKEN
-    learnt = {}
-    for objective, max_steps in (("phones", 40), ("ctc", 3)):
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        stage = stage_of(manifest, objective=objective, max_steps=max_steps)
-        folder = tmp_path / objective
-        train_stage(model, processor, stage, name=objective, seed=0, folder=folder, cache=tmp_path / "cache")
-        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-        learnt[objective] = {name.split(".")[1] for name in changed}
-    assert learnt["phones"] == {"phones"}
-    assert learnt["ctc"] > {"phones", "conv", "to_llm"}
-    lines = [json.loads(line) for line in (tmp_path / "phones/losses.jsonl").read_text().splitlines()]
-    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
-    assert losses[-1] < 0.7 * lines[0]["loss"]
 
 
 def test_phones_are_those_of_the_usual_way_to_speak_a_word(tiny_tokenizer):
