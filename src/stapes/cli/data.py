@@ -192,7 +192,9 @@ def synth(
     ],
     engine: Annotated[Literal["flite", "espeak-ng", "kokoro"], typer.Option(help="What speaks.")] = "flite",
     voices: Annotated[str, typer.Option(help="Names with commas between; each sentence gets one of them.")] = "slt",
-    rates: Annotated[tuple[float, float], typer.Option(help="Slowest and fastest tempo.")] = (0.9, 1.1),
+    rates: Annotated[
+        tuple[float, float], typer.Option(help="Slowest and fastest tempo, two numbers.", metavar="SLOWEST FASTEST")
+    ] = (0.9, 1.1),
     seed: Annotated[int, typer.Option(min=0, help="Of voices and tempos.")] = 0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Clips spoken at a time; one for each core.")] = None,
     model: Annotated[Path | None, typer.Option(help="Folder with kokoro's two files.", metavar="DIR")] = None,
