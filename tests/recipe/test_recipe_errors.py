@@ -295,6 +295,7 @@ QFORMER_KEYS = (
         # YAML
         (WHOLE + "    max_steps: 4\n", "R:10: not YAML: `max_steps` stands twice"),
         (WHOLE + "name: y\n", "R:10: not YAML: `name` stands twice"),
+        (WHOLE + "    ? [a, b]\n    : 4\n", "R:10: not YAML: found unhashable key"),
         (WHOLE + "evaluate: [\n", "R:11: not YAML: expected the node content, but found '<stream end>'"),
         ("name: x\n\tmodel: y\n", "R:2: not YAML: found character '\\t' that cannot start any token"),
         (

@@ -135,6 +135,16 @@ def test_a_stage_may_be_another_one_with_changes(tmp_path: Path) -> None:
     assert stages["again"] == stages["align"].model_copy(update={"max_steps": 7})
 
 
+def test_what_is_merged_may_itself_be_another_one_with_changes(tmp_path: Path) -> None:
+    text = BASE.replace("  align:\n", "  align: &first\n").replace(
+        "  tune:\n", "  again: {<<: &next {<<: *first, max_steps: 7}, learning_rate: 2e-4}\n  last: *next\n  tune:\n"
+    )
+    stages = load(tmp_path, text).train
+    assert list(stages) == ["align", "again", "last", "tune"]
+    assert stages["last"] == stages["align"].model_copy(update={"max_steps": 7})
+    assert stages["again"] == stages["last"].model_copy(update={"learning_rate": 2e-4})
+
+
 def test_data_merges_by_file(base: Path, tmp_path: Path) -> None:
     child = "extends: base.yaml\nname: c\ntrain: {align: {data: {./a.jsonl: null, b.jsonl: 2, c.jsonl: 5}}}\n"
     assert load(tmp_path, child).train["align"].data == {tmp_path / "b.jsonl": 2.0, tmp_path / "c.jsonl": 5.0}

@@ -62,6 +62,18 @@ def dump_recipe(recipe: Recipe) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 3e-5 is a number, and a key that stands twice is a mistake."""
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here, before merge keys (`<<: *other`) are replaced by what they stand for, each key is one that was written.
+        node = super().compose_mapping_node(anchor)
+        seen = set[tuple[str, str]]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"`{key.value}` stands twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
+
 
 class _Dumper(yaml.SafeDumper):
     """The same YAML: a text that looks like a number is quoted."""
@@ -73,21 +85,6 @@ for _side in (_Loader, _Dumper):
         re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
         list("-+.0123456789"),
     )
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = []
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *other`, which is no key
-            continue
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.MarkedYAMLError(problem=f"`{key}` stands twice", problem_mark=key_node.start_mark)
-        seen.append(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def parse_value(text: str) -> Any:
