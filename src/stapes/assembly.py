@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from . import weights
 from .errors import ModelFolderError
@@ -330,7 +331,8 @@ def _load_trained_part(folder: Path, tokenizer: Any, dtype: torch.dtype) -> Stap
     with reading(folder):
         nf4.quantize_again(language_model, config)
     with reading(folder):
-        model = StapesForConditionalGeneration(config, speech, language_model, sound)
+        with no_init_weights():  # the file holds all that is not given here
+            model = StapesForConditionalGeneration(config, speech, language_model, sound)
         model.generation_config = GenerationConfig.from_pretrained(folder)
     cast(nn.Module, model).to(dtype)
     with reading(folder / TRAINED_FILE):

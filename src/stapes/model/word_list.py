@@ -6,18 +6,19 @@ import lzma
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from string import ascii_lowercase
 from typing import NamedTuple
 
 import numpy as np
 
 from .alphabets import PHONES
 
-_WORD = re.compile(r"[a-z']+")
-_SPOKEN = re.compile(f"[{re.escape(PHONES[1:])}]+")
-_ENTRY = re.compile(f"{_WORD.pattern}( {_SPOKEN.pattern})*")
+_LETTERS = ascii_lowercase + "'"
+_ENTRY = re.compile(f"[{_LETTERS}]+( [{re.escape(PHONES[1:])}]+)*")
 _AFTER_ALL = "{"
 """Comes behind all letters and phones in ASCII."""
 
@@ -95,15 +96,16 @@ class WordList:
     def __init__(self, words: Mapping[str, float], spoken: Mapping[str, Sequence[str]] | None = None) -> None:
         if not words:
             raise ValueError("there are no words in it")
-        if wrong := next((word for word in words if not _WORD.fullmatch(word)), None):
-            raise ValueError(f"{wrong!r} is no word; wanted letters from a to z and the apostrophe")
         self._words, self._spoken = dict(words), dict(spoken or {})
-        for word in words if self._spoken else ():
-            ways = self._spoken.get(word)
-            if not ways:
-                raise ValueError(f"it is not known how {word!r} is spoken, but of other words it is")
-            if wrong := next((way for way in ways if not _SPOKEN.fullmatch(way)), None):
-                raise ValueError(f"{word!r} cannot be spoken {wrong!r}; wanted some of {PHONES[1:]}")
+        if (wrong := _find_wrong(words, _LETTERS)) is not None:
+            raise ValueError(f"{wrong!r} is no word; wanted letters from a to z and the apostrophe")
+        if not self._spoken:
+            return
+        if unknown := next((word for word in words if not self._spoken.get(word)), None):
+            raise ValueError(f"it is not known how {unknown!r} is spoken, but of other words it is")
+        if (wrong := _find_wrong(list(chain.from_iterable(self._spoken.values())), PHONES[1:])) is not None:
+            word = next(word for word, ways in self._spoken.items() if wrong in ways)
+            raise ValueError(f"{word!r} cannot be spoken {wrong!r}; wanted some of {PHONES[1:]}")
 
     @cached_property
     def written(self) -> Beginnings:
@@ -120,7 +122,8 @@ class WordList:
     @cached_property
     def _words_for(self) -> dict[str, list[str]]:
         words_for: dict[str, list[str]] = defaultdict(list)
-        for word in sorted(self._spoken, key=lambda word: (-self._words[word], word)):
+        # Reversed sorting keeps the order of what is alike.
+        for word in sorted(sorted(self._spoken), key=self._words.__getitem__, reverse=True):
             for way in self._spoken[word]:
                 words_for[way].append(word)
         return dict(words_for)
@@ -190,6 +193,14 @@ class WordList:
         lines = [line for prior in sorted(by_prior, reverse=True) for line in (f"{prior:g}", *by_prior[prior])]
         content = ("\n".join(lines) + "\n").encode()
         path.write_bytes(lzma.compress(content) if path.suffix == ".xz" else content)
+
+
+def _find_wrong(texts: Collection[str], signs: str) -> str | None:
+    """Return the first text that is empty or holds other signs than these, or None."""
+    # All at once: one by one takes a quarter of a second for the words of stapes-tiny, at each loading.
+    if "" not in texts and set().union(*texts) <= set(signs):
+        return None
+    return next(text for text in texts if not text or not set(signs).issuperset(text))
 
 
 def _log_probability(line: str, where: str) -> float:
