@@ -177,7 +177,7 @@ def test_the_llm_chooses_among_words_that_are_heard_alike(
     tiny_model_and_processor: ModelFactory, speech_like: Waveforms
 ) -> None:
     made = partial(tiny_model_and_processor, "ctc_compressor", ctc_letters=64)
-    for likes, weight, said in (("", 0.5, "Q"), ("w", 0.5, "w"), ("w", 1.0, "Q"), ("z", 0.1, "Q")):
+    for likes, weight, said in (("", 0.5, "Q"), ("W", 0.5, "W"), ("W", 1.0, "Q"), ("Z", 0.1, "Q")):
         lm = hearing(made(), "qw", weight, likes)
         lm.processor.words = WordList({"q": -1.0, "w": -1.1, "z": -1.0})
         clip = speech_like(1.0, 0)
@@ -213,7 +213,7 @@ def test_a_chosen_text_is_read_rather_than_written_token_by_token(
     tiny_model_and_processor: ModelFactory, speech_like: Waveforms
 ) -> None:
     lm = hearing(tiny_model_and_processor("ctc_compressor", ctc_letters=64), "qw", 0.5, "w")
-    lm.processor.words = WordList({"q": -1.0, "w": -1.1})
+    lm.processor.words = WordList({"w": -1.0, "q": -1.1})
     inputs, guides = lm.prepare([speech_like(14.0, 0)], [TEST_INSTRUCTIONS["asr"]])
     runs: list[int] = []
     lm.model.language_model.model.register_forward_hook(lambda *_: runs.append(1))
@@ -230,7 +230,7 @@ def test_a_chosen_text_is_read_rather_than_written_token_by_token(
 
 def test_a_long_clip_is_chosen_part_by_part(tiny_model_and_processor: ModelFactory, speech_like: Waveforms) -> None:
     made = partial(tiny_model_and_processor, "ctc_compressor", ctc_letters=64)
-    for likes, said in (("", "Q Q Q"), ("w", "w w w")):
+    for likes, said in (("", "Q Q Q"), ("wW", "W W W")):
         lm = hearing(made(), "qw", 0.5, likes)
         lm.processor.words = WordList({"q": -1.0, "w": -1.1})
         # 6, 6 and 2 s: what is heard without a pause is one word in each part.
@@ -240,7 +240,7 @@ def test_a_long_clip_is_chosen_part_by_part(tiny_model_and_processor: ModelFacto
 def test_phones_are_written_as_the_llm_likes(tiny_model_and_processor: ModelFactory, speech_like: Waveforms) -> None:
     clip = speech_like(1.0, 0)
     words = WordList({"q": -1.0, "w": -1.1, "z": -1.0}, {"q": ["s"], "w": ["s", "t"], "z": ["z"]})
-    for likes, said in (("", "Q"), ("w", "w"), ("z", "Q")):
+    for likes, said in (("", "Q"), ("W", "W"), ("Z", "Q")):
         lm = hearing(tiny_model_and_processor("ctc_compressor", ctc_phones=64), "s", 0.5, likes)
         lm.processor.words = words
         assert lm.transcribe(clip, max_new_tokens=8) == said

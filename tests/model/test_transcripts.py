@@ -12,7 +12,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from stapes.model import HeardText
 from stapes.model.alphabets import BLANK, LETTERS, SPACE
 from stapes.model.text_reader import TextReader
-from stapes.model.transcripts import LONGEST_PART, OUT_OF_REACH, TEXT_ALONE, Readers, best_text, parts, score_pieces
+from stapes.model.transcripts import (
+    LONGEST_PART,
+    OUT_OF_REACH,
+    TEXT_ALONE,
+    Readers,
+    as_written,
+    best_text,
+    parts,
+    score_pieces,
+)
 
 
 def heard(*stretches: tuple[int, int]) -> np.ndarray:
@@ -42,6 +51,19 @@ A = 2
 def test_a_long_clip_is_cut_between_words(stretches: list[tuple[int, int]], cuts: list[int]) -> None:
     posteriors = heard(*stretches)
     assert list(parts(posteriors)) == list(zip([0, *cuts], [*cuts, len(posteriors)], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "begins", "written"),
+    [
+        ("he said i was in", True, "He said I was in"),
+        ("i'd say i'm", True, "I'd say I'm"),
+        ("it is i", False, "it is I"),
+        ("", True, ""),
+    ],
+)
+def test_the_llm_reads_texts_as_they_are_written(words: str, begins: bool, written: str) -> None:
+    assert as_written(words, begins=begins) == written
 
 
 def test_pieces_are_as_likely_as_ctc_finds_them_alone() -> None:

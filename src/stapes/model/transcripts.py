@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -113,7 +114,18 @@ class TranscriptChooser:
 
     def _encode(self, words: str, *, follows: bool) -> list[int]:
         gap = " " if follows and words else ""
-        return self._tokenizer.encode(gap + words, add_special_tokens=False)
+        return self._tokenizer.encode(gap + as_written(words, begins=not follows), add_special_tokens=False)
+
+
+def as_written(words: str, *, begins: bool) -> str:
+    """Give a text the capitals of every English sentence, so that an LLM finds it as likely as it finds sentences.
+
+    Args:
+        words: in lower case.
+        begins: whether a sentence begins with them.
+    """
+    written = re.sub(r"\bi\b", "I", words)
+    return written[:1].upper() + written[1:] if begins else written
 
 
 class Readers(NamedTuple):
