@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from transformers import (
 )
 
 from stapes.assembly import build, file_bytes, load_model, part_of, save_model
+from stapes.compress.merge import merge_adapters
 from stapes.errors import ModelFolderError, StapesError, WeightsError
 from stapes.model import ConnectorConfig, StapesForConditionalGeneration, StapesProcessor
 from stapes.model.speech_encoder import SpeechEncoder
@@ -686,3 +689,97 @@ def test_a_pickle_is_never_opened(folder: Path, own_parts: Path, tmp_path: Path)
 def test_a_folder_in_half_precision(folder: Path) -> None:
     model, _ = load_model(folder, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+# Adapters added to the weights
+
+
+def save_adapted(parts: Path, folder: Path, **settings: Any) -> Path:
+    """Write a trained-part folder whose adapters are trained, that is: not zero."""
+    model, processor = build_from(parts)
+    model.add_lora(**{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], **settings})
+    model.config.trained_parts = ["connector", "lora"]
+    torch.manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    save_model(model, processor, folder, trained_only=True)
+    return folder
+
+
+def test_adapters_are_added_to_the_weights_on_request(parts: Path, tmp_path: Path, speech_like: Waveforms) -> None:
+    folder = save_adapted(parts, tmp_path / "tune")
+    beside, processor = load_model(folder)
+    folded, _ = load_model(folder, fold_lora=True)
+    expected = logits_of(beside, processor, speech_like)
+    torch.testing.assert_close(logits_of(folded, processor, speech_like), expected, atol=1e-4, rtol=1e-5)
+    assert folded.config.lora is None
+    assert folded.config.trained_parts == ["connector", "language_model"]
+    # The very weights that merging gives, and none beside them.
+    merge_adapters(beside)
+    merged = beside.state_dict()
+    assert folded.state_dict().keys() == merged.keys()
+    for name, tensor in folded.state_dict().items():
+        torch.testing.assert_close(tensor, merged[name], atol=1e-6, rtol=1e-6)
+    # What was loaded so can be saved, and is itself again.
+    save_model(folded, processor, tmp_path / "again", trained_only=True)
+    again, _ = load_model(tmp_path / "again", fold_lora=True)
+    assert torch.equal(logits_of(again, processor, speech_like), logits_of(folded, processor, speech_like))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 4}},
+        {"target_modules": r".*\.layers\.1\..*_proj"},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+    ],
+)
+def test_adapters_that_cannot_simply_be_added_stay(
+    parts: Path, tmp_path: Path, speech_like: Waveforms, settings: dict[str, Any]
+) -> None:
+    folder = save_adapted(parts, tmp_path / "tune", **settings)
+    beside, processor = load_model(folder)
+    asked, _ = load_model(folder, fold_lora=True)
+    assert asked.config.lora == beside.config.lora is not None
+    assert torch.equal(logits_of(asked, processor, speech_like), logits_of(beside, processor, speech_like))
+
+
+def test_an_adapter_of_a_head_that_is_the_embeddings_stays(parts: Path, tmp_path: Path) -> None:
+    folder = save_adapted(parts, tmp_path / "tune", target_modules=["lm_head", "q_proj"])
+    model, _ = load_model(folder, fold_lora=True)
+    assert model.language_model.config.tie_word_embeddings
+    assert model.config.lora is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, name: tensors.pop(name), "1 missing: language_model.model.layers.0.mlp.down_proj.lora_A"),
+        (lambda tensors, name: tensors.update({f"{name}2": tensors[name].clone()}), "1 unexpected: language_model"),
+        (lambda tensors, name: tensors.update({name: tensors[name][:1].clone()}), "1 of another shape: language_model"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_refused(
+    parts: Path, tmp_path: Path, change: Callable[[dict[str, Tensor], str], None], message: str
+) -> None:
+    folder = save_adapted(parts, tmp_path / "tune")
+    tensors = load_file(folder / "trained.safetensors")
+    change(tensors, "language_model.model.layers.0.mlp.down_proj.lora_A.default.weight")
+    save_file(tensors, folder / "trained.safetensors", metadata={"format": "pt"})
+    for fold_lora in (False, True):
+        with pytest.raises(ModelFolderError, match=message):
+            load_model(folder, fold_lora=fold_lora)
+
+
+def test_a_model_that_only_answers_does_without_peft(parts: Path, tmp_path: Path) -> None:
+    folder = save_adapted(parts, tmp_path / "tune")
+    code = (
+        "import sys, stapes\n"
+        "lm = stapes.load(sys.argv[1], device='cpu')\n"
+        "assert lm.model.config.lora is None\n"
+        "print([name for name in ('peft', 'bitsandbytes') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

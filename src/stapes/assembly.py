@@ -26,6 +26,7 @@ from .model import (
     StapesFeatureExtractor,
     StapesForConditionalGeneration,
     StapesProcessor,
+    lora,
     nf4,
 )
 from .model.connectors import CTCCompressor, StackedMLP
@@ -114,9 +115,15 @@ def build(
 
 
 def load_model(
-    folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, *, fold_lora: bool = False
 ) -> tuple[StapesForConditionalGeneration, StapesProcessor]:
     """Load a model folder, complete or trained-part-only, in eval mode.
+
+    Args:
+        folder: the folder.
+        device, dtype: torch's.
+        fold_lora: add adapters to the LLM's weights where that takes no peft (`model.folding`): those of a trained-part
+            folder that sit in plain linear layers. The answers stay the same but for rounding.
 
     Raises:
         ModelFolderError: if the folder lacks a file, a file is damaged, or its tensors do not fit its configuration.
@@ -138,7 +145,7 @@ def load_model(
     with reading(folder):
         processor = StapesProcessor.from_pretrained(folder)
     if (folder / TRAINED_FILE).exists():
-        model = _load_trained_part(folder, processor.tokenizer, dtype)
+        model = _load_trained_part(folder, processor.tokenizer, dtype, fold_lora)
     elif any((folder / name).exists() for name in _COMPLETE_FILES):
         model = load_strictly(StapesForConditionalGeneration, folder, folder, whole=True, dtype=dtype)
     else:
@@ -317,7 +324,9 @@ def _build_processor(
     )
 
 
-def _load_trained_part(folder: Path, tokenizer: Any, dtype: torch.dtype) -> StapesForConditionalGeneration:
+def _load_trained_part(
+    folder: Path, tokenizer: Any, dtype: torch.dtype, fold_lora: bool
+) -> StapesForConditionalGeneration:
     with reading(folder):
         config = StapesConfig.from_pretrained(folder)
     if not config.sources:
@@ -330,6 +339,9 @@ def _load_trained_part(folder: Path, tokenizer: Any, dtype: torch.dtype) -> Stap
     language_model = load_language_model(str(base["llm"]), torch.float32 if nf4.settings_of(config) else dtype)
     with reading(folder):
         nf4.quantize_again(language_model, config)
+    settings, adapters = config.lora, dict[str, torch.Size]()
+    if fold_lora and settings is not None and (adapters := lora.foldable(language_model, settings)):
+        config.lora = None
     with reading(folder):
         with no_init_weights():  # the file holds all that is not given here
             model = StapesForConditionalGeneration(config, speech, language_model, sound)
@@ -337,19 +349,30 @@ def _load_trained_part(folder: Path, tokenizer: Any, dtype: torch.dtype) -> Stap
     cast(nn.Module, model).to(dtype)
     with reading(folder / TRAINED_FILE):
         tensors = load_file(folder / TRAINED_FILE)
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if _is_trained(name, config)}
-    mismatched = {name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape}
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if _is_trained(name, config)}
+    wanted |= {f"language_model.{name}": shape for name, shape in adapters.items()}
+    mismatched = {name for name in wanted.keys() & tensors.keys() if wanted[name] != tensors[name].shape}
     refuse(folder, wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), mismatched)
     model.load_state_dict(tensors, strict=False)
     if isinstance(model.connector, CTCCompressor):
-        with reading(folder):
-            vocabulary = CTCVocabulary.of(tokenizer, config.connector_config.ctc_merges)
-            if len(vocabulary) != (wanted_rows := config.connector_config.num_ctc_tokens):
-                raise ValueError(f"its tokenizer spells {len(vocabulary)} pieces, its connector hears {wanted_rows}")
-            _give_spelling(model.connector, vocabulary)
-        if _CTC_ROWS not in wanted:
-            _give_rows(model, model.connector, vocabulary)
+        _tell_vocabulary(folder, model, tokenizer)
+    if adapters:
+        assert settings is not None
+        lora.fold(language_model, settings, {name: tensors[f"language_model.{name}"] for name in adapters})
+        config.note_merged()
     return model
+
+
+def _tell_vocabulary(folder: Path, model: StapesForConditionalGeneration, tokenizer: Any) -> None:
+    """Give a `ctc_compressor` what follows from the LLM's tokenizer and table."""
+    config, connector = cast(StapesConfig, model.config), cast(CTCCompressor, model.connector)
+    with reading(folder):
+        vocabulary = CTCVocabulary.of(tokenizer, config.connector_config.ctc_merges)
+        if len(vocabulary) != (wanted_rows := config.connector_config.num_ctc_tokens):
+            raise ValueError(f"its tokenizer spells {len(vocabulary)} pieces, its connector hears {wanted_rows}")
+        _give_spelling(connector, vocabulary)
+    if not _is_trained(_CTC_ROWS, config):
+        _give_rows(model, connector, vocabulary)
 
 
 def _find_base(folder: Path, sources: dict[str, str]) -> dict[str, Path]:

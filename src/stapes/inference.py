@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from .assembly import load_model
+from .collector import collector_paused
 from .data.audio import load_audio, prepare_waveform
 from .data.prompts import TEST_INSTRUCTIONS, asks_for_transcript
 from .defaults import find_model
@@ -379,6 +380,8 @@ def rounding_margin(model: StapesForConditionalGeneration) -> float:
 def load(path: str | Path | None = None, device: str | None = None) -> AudioLM:
     """Load a model folder for use.
 
+    LoRA adapters of a trained-part folder are added to the LLM's weights on the way (`load_model`, `fold_lora`).
+
     Args:
         path: a folder that a run, `save_model` or `save_pretrained` wrote; stapes-tiny, which ships with stapes, if
             none is named.
@@ -388,4 +391,5 @@ def load(path: str | Path | None = None, device: str | None = None) -> AudioLM:
         ModelFolderError: if the folder is incomplete or damaged.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return AudioLM(*load_model(find_model(path), device=device))
+    with collector_paused():
+        return AudioLM(*load_model(find_model(path), device=device, fold_lora=True))

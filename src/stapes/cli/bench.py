@@ -42,6 +42,8 @@ def bench(
 ) -> None:
     """Measure latency by part, memory and size, one model after another, each in a process of its own.
 
+    LoRA adapters are measured beside the weights, as a folder has them; `merge_lora` writes one without.
+
     Example: `stapes bench runs/tiny/tune runs/tiny/quantize --threads 2`
     """
     from ..bench import bench_model

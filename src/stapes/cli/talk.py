@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,15 +57,18 @@ def ask(
 def _answer(
     audio: list[Path], instruction: str, model: Path | None, max_new_tokens: int, device: str | None, as_json: bool
 ) -> None:
+    from ..collector import collector_paused
     from ..data.audio import load_audio
     from .printing import print_json, quiet_libraries
 
     # Bad audio is found before the seconds it takes to load a model.
     waveforms = [load_audio(path) for path in audio]
-    from ..inference import load
+    with collector_paused():
+        from ..inference import load
 
-    quiet_libraries()
-    lm = load(model, device=device)
+        quiet_libraries()
+        lm = load(model, device=device)
+    gc.freeze()  # nor has it to be searched from now on: the program ends with the answers
     said: list[dict[str, Any]] = []
     for path, waveform in zip(audio, waveforms, strict=True):
         answer = lm.answer([waveform], [instruction], max_new_tokens=max_new_tokens)[0]

@@ -74,8 +74,7 @@ def merge_adapters(model: StapesForConditionalGeneration) -> int:
             cast(Any, layer).merge(safe_merge=True)
         model.set_submodule(name, base)
     dequantize_all(model)
-    model.config.lora = None
-    model.config.trained_parts = sorted({*(model.config.trained_parts or ()), "language_model"} - {"lora"})
+    model.config.note_merged()
     return len(layers)
 
 

@@ -169,6 +169,11 @@ class StapesConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False  # whether head and embeddings are one is the LLM's business: see text_config
 
+    def note_merged(self) -> None:
+        """Note that the adapters are in the LLM's own weights from now on."""
+        self.lora = None
+        self.trained_parts = sorted({*(self.trained_parts or ()), "language_model"} - {"lora"})
+
     def num_audio_tokens(self, num_feature_frames: int) -> int:
         """Count the audio tokens of a clip of `num_feature_frames` log-mel frames (100 Hz)."""
         connector = self.connector_config

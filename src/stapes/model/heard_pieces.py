@@ -45,8 +45,10 @@ class TokenPieces:
             if token_id in special:
                 continue
             text = spoken_form(token)
-            later[token_id] = number.get(text, _FREE if is_sign(token) else _NEVER)
-            first[token_id] = number.get(f"Ġ{text}", later[token_id])
+            if (piece := number.get(text)) is None:
+                piece = _FREE if is_sign(token) else _NEVER
+            later[token_id] = piece
+            first[token_id] = number.get(f"Ġ{text}", piece)
             if first[token_id] > 0 and token[0] in ascii_uppercase:
                 self._opening[first[token_id]] = token_id
             elif token == "ĠI" and later[token_id] > 0:

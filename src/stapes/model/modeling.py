@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from . import lora
 from .configuration import StapesConfig
 from .connectors import WindowedQFormer, build_connector, join_frames
 from .ctc_compressor import CTCCompressor, Heard
 from .nf4 import layers_of, num_values, stay_plain
 from .speech_encoder import SpeechEncoder, is_last_speech_layer
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 _AUDIO_INPUTS = (
     "input_features",
@@ -76,7 +78,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
         if config.lora is not None:
             # After post_init: peft's own initialisation (B = 0) is the one that leaves the LLM as it was.
-            inject_adapter_in_model(LoraConfig(**config.lora), self.language_model)
+            lora.inject(self.language_model, **config.lora)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -110,15 +112,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if self.config.lora is not None:
             raise ValueError("the LLM has LoRA adapters already; merge them first (`merge_lora`)")
-        lora_config = LoraConfig(**settings)
-        inject_adapter_in_model(lora_config, self.language_model)
-        # What peft resolved (`all-linear`, experts of a mixture) belongs to the description too.
-        defaults = LoraConfig().to_dict()
-        self.config.lora = {
-            key: sorted(value) if isinstance(value, set | frozenset) else value
-            for key, value in lora_config.to_dict().items()
-            if key in settings or (value and value != defaults[key])
-        }
+        self.config.lora = lora.inject(self.language_model, **settings)
 
     def set_trainable(self, parts: set[str], speech_encoder_layers: int | None = None) -> None:
         """Let gradients reach the named parts only; everything else is frozen and stays in eval mode.
@@ -387,7 +381,7 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def lora_layers(self) -> list[tuple[str, BaseTunerLayer]]:
         """List the LLM's layers that carry adapters, by name."""
-        return [(n, m) for n, m in self.named_modules() if isinstance(m, BaseTunerLayer)]
+        return lora.adapted_layers(self)
 
 
 def _is_empty(cache: Cache | None) -> bool:

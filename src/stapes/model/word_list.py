@@ -122,8 +122,7 @@ class WordList:
     @cached_property
     def _words_for(self) -> dict[str, list[str]]:
         words_for: dict[str, list[str]] = defaultdict(list)
-        # Reversed sorting keeps the order of what is alike.
-        for word in sorted(sorted(self._spoken), key=self._words.__getitem__, reverse=True):
+        for word in sorted(self._spoken, key=lambda word: (-self._words[word], word)):
             for way in self._spoken[word]:
                 words_for[way].append(word)
         return dict(words_for)
