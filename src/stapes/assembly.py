@@ -122,7 +122,7 @@ def load_model(
     Args:
         folder: the folder.
         device, dtype: torch's.
-        fold_lora: add adapters to the LLM's weights where that takes no peft (`model.folding`): those of a trained-part
+        fold_lora: add adapters to the LLM's weights where that takes no peft (`model.lora`): those of a trained-part
             folder that sit in plain linear layers. The answers stay the same but for rounding.
 
     Raises:
