@@ -56,6 +56,9 @@ def test_a_list_comes_back_as_it_was_and_always_as_the_same_bytes(tmp_path: Path
         ("-1\ntwo w0rds\n", "line 2: 'two w0rds' is neither"),
         ("-1\ntwo  tu\n", "line 2: 'two  tu' is neither"),
         ("-1\ntwo tu\nto\n", "it is not known how 'to' is spoken, but of other words it is"),
+        ("-1\ntwo t2\nto tu\n", "line 2: 'two t2' is neither"),
+        ("-1\nword\nto\n-2\nword\n", "'word' stands in it twice"),
+        ("-1\nword\n\nto\n", "line 3: '' is neither"),
         ("0.5\nword\n", "line 1: '0.5' is neither"),
         ("nan\nword\n", "line 1: 'nan' is neither"),
     ],
@@ -101,6 +104,27 @@ def test_words_are_found_by_how_they_are_spoken(tmp_path: Path) -> None:
     assert words.pronounce("to the") == "tu DA"
     assert words.pronounce("") == ""
     assert words.prior("too") == -3.0
+
+
+def test_words_of_a_file_need_no_order(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("-5\ntwo tu\n-1\nto tu tA\nant @nt\n-3\ntoo tu\n")
+    words = WordList.read(path)
+    assert words.words_for("tu") == ["to", "too", "two"]
+    assert words.heard is not None
+    assert words.heard.start.best == -1.0
+    assert [words.prior(word) for word in ("two", "ant")] == [-5.0, -1.0]
+    assert words.pronounce("two ant to") == "tu @nt tu"
+    words.write(path)
+    assert path.read_text() == "-1\nant @nt\nto tu tA\n-3\ntoo tu\n-5\ntwo tu\n"
+
+
+@pytest.mark.parametrize("phones", ["tX", "t", "tuu", "", "z"])
+def test_no_word_is_spoken_otherwise(phones: str) -> None:
+    with pytest.raises(KeyError):
+        WordList(SPOKEN, WAYS).words_for(phones)
+    with pytest.raises(KeyError):
+        WordList(SPOKEN).words_for("tu")
 
 
 def test_what_is_not_known_of_a_word_is_said() -> None:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
 import numpy as np
 import soxr
-from scipy.signal import butter, sosfiltfilt
 
 from ..errors import RecipeError
 from .audio import MIN_SAMPLES, SAMPLE_RATE_HZ, load_audio
 from .codecs import KINDS, encode_and_decode, require_codecs
+from .filters import band_pass
 from .noise import cut_noise, list_recordings, mix
 from .reverb import DISTANCE_M, reverberate, synthetic_response
 
@@ -269,8 +269,7 @@ def _apply(effect: Effect, waveform: np.ndarray, generator: np.random.Generator)
             stretch = cut_noise(load_audio(path), waveform.shape[0], generator.random(), name=str(path))
             return mix(waveform, stretch, snr_db)
         case BandPass(low_hz=low_hz, high_hz=high_hz):
-            sections = butter(4, (low_hz, high_hz), "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
-            return sosfiltfilt(sections, waveform.astype(np.float64)).astype(np.float32)
+            return band_pass(waveform, low_hz, high_hz).astype(np.float32)
         case Codec(kinds=kinds):
             return encode_and_decode(waveform, _choose(kinds, generator), generator.random())
         case Gain(db=span):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.signal import oaconvolve
 
 from ..errors import AudioError
 from .audio import SAMPLE_RATE_HZ
+from .filters import convolve
 
 DISTANCE_M = (0.5, 2.0)
 """From talker to microphone in a synthetic room: from a laptop to across a table."""
@@ -65,7 +65,7 @@ def reverberate(waveform: np.ndarray, response: np.ndarray, *, name: str = "impu
     if response[peak] == 0:
         raise AudioError(f"{name}: holds only silence; take it out of the folder of impulse responses")
     num_samples = waveform.shape[0]
-    wet = oaconvolve(waveform.astype(np.float64), response)[peak : peak + num_samples]
+    wet = convolve(waveform, response)[peak : peak + num_samples]
     power = np.square(waveform, dtype=np.float64).sum()
     if power > 0:
         wet *= math.sqrt(power / np.square(wet).sum())

@@ -32,16 +32,22 @@ class CTCVocabulary:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, num_merges: int) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
+        backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         settings = json.loads(backend.to_str()) if backend is not None else {}
         model = settings.get("model", {})
-        if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(settings.get("pre_tokenizer")):
+        if (
+            backend is None
+            or model.get("type") != "BPE"
+            or "ByteLevel" not in json.dumps(settings.get("pre_tokenizer"))
+        ):
             raise ValueError(
                 f"{type(tokenizer).__name__} is not a byte-level BPE tokenizer, from whose merges CTC's pieces come; "
                 "take another LLM or another kind of connector"
             )
+        has_all = num_merges >= len(model["merges"])
         model["merges"] = model["merges"][:num_merges]
-        self._tokenizer = Tokenizer.from_str(json.dumps(settings))
+        # To make one takes half a second for 49,152 tokens, at each loading.
+        self._tokenizer = backend if has_all else Tokenizer.from_str(json.dumps(settings))
         made = {"".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in model["merges"]}
         pieces = [piece for piece in model["vocab"] if (len(piece) == 1 or piece in made) and is_spoken(piece)]
         self.pieces: list[str] = sorted(pieces, key=model["vocab"].__getitem__)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import lzma
 import re
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, compress, repeat
+from operator import itemgetter
 from pathlib import Path
 from string import ascii_lowercase
 from typing import NamedTuple
@@ -19,6 +20,9 @@ from .alphabets import PHONES
 
 _LETTERS = ascii_lowercase + "'"
 _ENTRY = re.compile(f"[{_LETTERS}]+( [{re.escape(PHONES[1:])}]+)*")
+_FIRST = frozenset(_LETTERS)
+"""What a line with a word begins with, and one with a log-probability does not."""
+
 _AFTER_ALL = "{"
 """Comes behind all letters and phones in ASCII."""
 
@@ -45,14 +49,28 @@ class Beginnings:
     """Words, or what is spoken for them, found by how they begin.
 
     Args:
-        priors: log-probability of each.
+        texts: N, in ASCII. One that stands there several times is as common as where it is most common.
+        priors: (N,) log-probability of each.
     """
 
-    def __init__(self, priors: Mapping[str, float]) -> None:
-        self._order = sorted(priors)
-        self._priors = np.array([priors[word] for word in self._order])
-        self.start = Place(0, len(self._order), None, float(self._priors.max()))
+    def __init__(self, texts: Sequence[str], priors: np.ndarray) -> None:
+        signs = np.array(texts, dtype=np.bytes_)
+        self._sorted = np.lexsort((-priors, signs))
+        signs = signs[self._sorted]
+        is_new = np.concatenate([[True], signs[1:] != signs[:-1], [True]])
+        self._first = np.flatnonzero(is_new)  # and the end behind the last
+        commonest = self._sorted[self._first[:-1]]
+        self._order = list(map(texts.__getitem__, commonest.tolist()))
+        self._priors = priors[commonest]
+        self.start = Place(0, len(self._order), None, float(priors.max()))
         self._known: dict[str, Place | None] = {}
+
+    def same(self, text: str) -> list[int]:
+        """Return which of the `texts` are this one, the commonest first; KeyError if none is."""
+        place = bisect_left(self._order, text)
+        if self._order[place : place + 1] != [text]:
+            raise KeyError(text)
+        return self._sorted[self._first[place] : self._first[place + 1]].tolist()
 
     def narrow(self, place: Place, beginning: str) -> Place | None:
         """Find, among words that begin alike, those that go on so; None if there are none.
@@ -94,52 +112,70 @@ class WordList:
     """
 
     def __init__(self, words: Mapping[str, float], spoken: Mapping[str, Sequence[str]] | None = None) -> None:
+        order = sorted(words)
+        ways = [(spoken or {}).get(word, ()) for word in order]
+        priors = np.array([words[word] for word in order])
+        self._fill(order, priors, list(chain.from_iterable(ways)), np.array([len(of_word) for of_word in ways]))
+
+    def _fill(self, words: list[str], priors: np.ndarray, ways: list[str], num_ways: np.ndarray) -> None:
+        """Keep the words, in columns: objects for each of 172,276 words take three times as long to make.
+
+        Args:
+            words: N.
+            priors: (N,) their log-probabilities.
+            ways: to speak them, those of the first word first.
+            num_ways: (N,) how many of them are of each word.
+        """
         if not words:
             raise ValueError("there are no words in it")
-        self._words, self._spoken = dict(words), dict(spoken or {})
         if (wrong := _find_wrong(words, _LETTERS)) is not None:
             raise ValueError(f"{wrong!r} is no word; wanted letters from a to z and the apostrophe")
-        if not self._spoken:
+        self._words, self._priors, self._ways = words, priors, ways
+        self._first_way = np.concatenate([[0], np.cumsum(num_ways)])  # of each word, and the end behind the last
+        self._prior = dict(zip(words, priors.tolist(), strict=True))
+        if len(self._prior) < len(words):
+            raise ValueError(f"{Counter(words).most_common(1)[0][0]!r} stands in it twice")
+        if not ways:
             return
-        if unknown := next((word for word in words if not self._spoken.get(word)), None):
-            raise ValueError(f"it is not known how {unknown!r} is spoken, but of other words it is")
-        if (wrong := _find_wrong(list(chain.from_iterable(self._spoken.values())), PHONES[1:])) is not None:
-            word = next(word for word, ways in self._spoken.items() if wrong in ways)
+        if not num_ways.all():
+            raise ValueError(f"it is not known how {words[num_ways.argmin()]!r} is spoken, but of other words it is")
+        self._word_of = np.repeat(np.arange(len(words)), num_ways)
+        if (wrong := _find_wrong(ways, PHONES[1:])) is not None:
+            word = words[self._word_of[ways.index(wrong)]]
             raise ValueError(f"{word!r} cannot be spoken {wrong!r}; wanted some of {PHONES[1:]}")
 
     @cached_property
     def written(self) -> Beginnings:
         """The words by their letters."""
-        return Beginnings(self._words)
+        return Beginnings(self._words, self._priors)
 
     @cached_property
     def heard(self) -> Beginnings | None:
         """What is spoken for the words by its phones, as common as the commonest word for it; None if not known."""
-        if not self._spoken:
-            return None
-        return Beginnings({way: self._words[words[0]] for way, words in self._words_for.items()})
+        return Beginnings(self._ways, self._priors[self._word_of]) if self._ways else None
 
     @cached_property
-    def _words_for(self) -> dict[str, list[str]]:
-        words_for: dict[str, list[str]] = defaultdict(list)
-        for word in sorted(self._spoken, key=lambda word: (-self._words[word], word)):
-            for way in self._spoken[word]:
-                words_for[way].append(word)
-        return dict(words_for)
+    def _usual(self) -> dict[str, str]:
+        """The usual way to speak each word."""
+        if not self._ways:
+            return {}
+        return {word: self._ways[way] for word, way in zip(self._words, self._first_way[:-1].tolist(), strict=True)}
 
     def __len__(self) -> int:
         return len(self._words)
 
     def __contains__(self, word: str) -> bool:
-        return word in self._words
+        return word in self._prior
 
     def prior(self, word: str) -> float:
         """Return a word's log-probability; KeyError if it is not in the list."""
-        return self._words[word]
+        return self._prior[word]
 
-    def words_for(self, phones: str) -> Sequence[str]:
+    def words_for(self, phones: str) -> list[str]:
         """Return the words that are spoken so, the commonest first; KeyError if none is."""
-        return self._words_for[phones]
+        if self.heard is None:
+            raise KeyError(phones)
+        return [self._words[self._word_of[way]] for way in self.heard.same(phones)]
 
     def pronounce(self, words: str) -> str:
         """Write words as they are usually spoken, with spaces between.
@@ -148,7 +184,7 @@ class WordList:
             ValueError: naming a word of which that is not known.
         """
         try:
-            return " ".join(self._spoken[word][0] for word in words.split())
+            return " ".join(self._usual[word] for word in words.split())
         except KeyError as error:
             raise ValueError(f"the word list does not tell how {error} is spoken") from error
 
@@ -168,27 +204,27 @@ class WordList:
             text = (lzma.decompress(content) if path.suffix == ".xz" else content).decode()
         except (lzma.LZMAError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: no text, or a damaged one: {error}") from error
-        words: dict[str, float] = {}
-        spoken: dict[str, list[str]] = {}
-        prior: float | None = None
-        for number, line in enumerate(text.splitlines(), start=1):
-            if prior is not None and _ENTRY.fullmatch(line):
-                word, *ways = line.split(" ")
-                words[word] = prior
-                if ways:
-                    spoken[word] = ways
-            else:
-                prior = _log_probability(line, f"{path}, line {number}")
+        lines = text.splitlines()
+        is_word = [line[:1] in _FIRST for line in lines]
+        heads = [number for number, is_entry in enumerate(is_word) if not is_entry or not number]
+        priors = [_log_probability(lines[number], f"{path}, line {number + 1}") for number in heads]
+        words = cls.__new__(cls)
         try:
-            return cls(words, spoken)
+            sizes = np.diff([*heads, len(lines)]) - 1
+            words._fill(*_columns(list(compress(lines, is_word)), np.repeat(priors, sizes)))
         except ValueError as error:
+            for number in (number for number, is_entry in enumerate(is_word) if is_entry):
+                if not _ENTRY.fullmatch(lines[number]):
+                    raise ValueError(_no_line(lines[number], f"{path}, line {number + 1}")) from error
             raise ValueError(f"{path}: {error}") from error
+        return words
 
     def write(self, path: Path) -> None:
         """Write all words, the commonest first; the same list always becomes the same bytes."""
         by_prior: dict[float, list[str]] = defaultdict(list)
-        for word in sorted(self._words):
-            by_prior[self._words[word]].append(" ".join([word, *self._spoken.get(word, ())]))
+        for number, word in sorted(enumerate(self._words), key=itemgetter(1)):
+            ways = self._ways[self._first_way[number] : self._first_way[number + 1]]
+            by_prior[self._prior[word]].append(" ".join([word, *ways]))
         lines = [line for prior in sorted(by_prior, reverse=True) for line in (f"{prior:g}", *by_prior[prior])]
         content = ("\n".join(lines) + "\n").encode()
         path.write_bytes(lzma.compress(content) if path.suffix == ".xz" else content)
@@ -197,7 +233,7 @@ class WordList:
 def _find_wrong(texts: Collection[str], signs: str) -> str | None:
     """Return the first text that is empty or holds other signs than these, or None."""
     # All at once: one by one takes a quarter of a second for the words of stapes-tiny, at each loading.
-    if "" not in texts and set().union(*texts) <= set(signs):
+    if "" not in texts and set("".join(texts)) <= set(signs):
         return None
     return next(text for text in texts if not text or not set(signs).issuperset(text))
 
@@ -208,8 +244,22 @@ def _log_probability(line: str, where: str) -> float:
     except ValueError:
         prior = 1.0
     if not -1000 < prior <= 0:
-        raise ValueError(
-            f"{where}: {line!r} is neither a word of a to z and the apostrophe, alone or with ways to speak it, nor a "
-            "log-probability"
-        )
+        raise ValueError(_no_line(line, where))
     return prior
+
+
+def _no_line(line: str, where: str) -> str:
+    return (
+        f"{where}: {line!r} is neither a word of a to z and the apostrophe, alone or with ways to speak it, nor a "
+        "log-probability"
+    )
+
+
+def _columns(entries: list[str], priors: np.ndarray) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+    """Take lines with words apart into what `WordList` keeps."""
+    num_ways = np.fromiter(map(str.count, entries, repeat(" ")), int, len(entries))
+    texts = " ".join(entries).split(" ")
+    is_way = np.ones(len(texts), dtype=bool)
+    is_way[np.cumsum(num_ways + 1) - num_ways - 1] = False
+    words, ways = (list(compress(texts, chosen.tolist())) for chosen in (~is_way, is_way))
+    return words, priors, ways, num_ways
