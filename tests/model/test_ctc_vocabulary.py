@@ -50,6 +50,21 @@ def test_any_text_can_be_spelt_in_the_same_pieces() -> None:
         assert tokenizer.decode(ids) == "The cat."
 
 
+@pytest.mark.parametrize("num_merges", [3, 7])
+def test_what_others_let_the_tokenizer_cut_and_pad_is_not_cut_nor_padded_here(num_merges: int) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "!"
+    vocabulary = CTCVocabulary(tokenizer, num_merges)
+    expected = vocabulary.encode("the cat"), vocabulary.spell("The cat.")
+    cut = tokenizer("the cat the cat", truncation=True, max_length=2)["input_ids"]
+    assert (vocabulary.encode("the cat"), vocabulary.spell("The cat.")) == expected
+    assert tokenizer("the cat the cat", truncation=True, max_length=2)["input_ids"] == cut
+    padded = tokenizer("t", padding="max_length", max_length=30)["input_ids"]
+    assert (vocabulary.encode("the cat"), vocabulary.spell("The cat.")) == expected
+    assert tokenizer("t", padding="max_length", max_length=30)["input_ids"] == padded
+    assert (len(cut), len(padded)) == (2, 30)
+
+
 def test_a_vocabulary_is_made_once() -> None:
     tokenizer, other = make_tokenizer(), make_tokenizer()
     made = CTCVocabulary.of(tokenizer, 3)

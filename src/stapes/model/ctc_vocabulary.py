@@ -35,11 +35,8 @@ class CTCVocabulary:
         backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         settings = json.loads(backend.to_str()) if backend is not None else {}
         model = settings.get("model", {})
-        if (
-            backend is None
-            or model.get("type") != "BPE"
-            or "ByteLevel" not in json.dumps(settings.get("pre_tokenizer"))
-        ):
+        is_bytes = "ByteLevel" in json.dumps(settings.get("pre_tokenizer"))
+        if backend is None or model.get("type") != "BPE" or not is_bytes:
             raise ValueError(
                 f"{type(tokenizer).__name__} is not a byte-level BPE tokenizer, from whose merges CTC's pieces come; "
                 "take another LLM or another kind of connector"
@@ -71,7 +68,7 @@ class CTCVocabulary:
         Raises:
             ValueError: if anything but a to z, the apostrophe and single spaces is in `words`.
         """
-        ids = self._tokenizer.encode(f" {words}", add_special_tokens=False).ids if words else []
+        ids = self.spell(f" {words}") if words else []
         if unknown := [token_id for token_id in ids if token_id not in self._number]:
             raise ValueError(f"{words!r} holds {self._tokenizer.decode(unknown)!r}, which is no piece of a spoken word")
         return [self._number[token_id] for token_id in ids]
@@ -82,6 +79,11 @@ class CTCVocabulary:
         Words in lower case become the pieces that CTC hears, so that an LLM that writes down what was heard has only to
         repeat its tokens; capitals and signs are kept.
         """
+        # What was set for the LLM's tokenizer, if it is the same one; transformers sets it anew at each call.
+        if self._tokenizer.truncation is not None:
+            self._tokenizer.no_truncation()
+        if self._tokenizer.padding is not None:
+            self._tokenizer.no_padding()
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, numbers: Sequence[int]) -> str:
