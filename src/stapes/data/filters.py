@@ -1,7 +1,7 @@
 """Linear filters by Fourier transform.
 
-scipy has them too, and more exact ones at a clip's ends. But it takes 110 MB on a small device, and wherever it is
-installed transformers imports its optimisers: half a second at each start.
+scipy has them too. But it takes 140 MB on a small device, and wherever it is installed transformers imports its
+optimisers: half a second at each start.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class CTCVocabulary:
             )
         has_all = num_merges >= len(model["merges"])
         model["merges"] = model["merges"][:num_merges]
-        # To make one takes half a second for 49,152 tokens, at each loading.
+        # To make one of 49,152 tokens takes half a second.
         self._tokenizer = backend if has_all else Tokenizer.from_str(json.dumps(settings))
         made = {"".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in model["merges"]}
         pieces = [piece for piece in model["vocab"] if (len(piece) == 1 or piece in made) and is_spoken(piece)]
