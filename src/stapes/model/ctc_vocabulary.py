@@ -53,7 +53,7 @@ class CTCVocabulary:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, num_merges: int) -> CTCVocabulary:
-        """Return the vocabulary made of a tokenizer, which takes a second for one with 49,152 tokens, once only."""
+        """Return the vocabulary made of a tokenizer, up to a second's work for 49,152 tokens, once only."""
         known = _made.setdefault(tokenizer, {})
         if num_merges not in known:
             known[num_merges] = cls(tokenizer, num_merges)

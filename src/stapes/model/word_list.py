@@ -197,7 +197,7 @@ class WordList:
 
         Raises:
             OSError: if it cannot be read.
-            ValueError: if it is no such text, naming the line.
+            ValueError: if it is no such text, naming the line, or the word that stands in it twice.
         """
         content = path.read_bytes()
         try:
@@ -206,7 +206,8 @@ class WordList:
             raise ValueError(f"{path}: no text, or a damaged one: {error}") from error
         lines = text.splitlines()
         is_word = [line[:1] in _FIRST for line in lines]
-        heads = [number for number, is_entry in enumerate(is_word) if not is_entry or not number]
+        # All that is no word has to be a log-probability, and so has the first line.
+        heads = [number for number, is_entry in enumerate(is_word) if not is_entry or number == 0]
         priors = [_log_probability(lines[number], f"{path}, line {number + 1}") for number in heads]
         words = cls.__new__(cls)
         try:
