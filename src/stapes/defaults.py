@@ -10,6 +10,11 @@ from .errors import ModelFolderError
 DEFAULT_MODEL = "stapes-tiny"
 
 
+def is_default(model: str | Path | None) -> bool:
+    """Tell whether the model that ships with stapes is meant: none is named, or it by its name."""
+    return model is None or (str(model) == DEFAULT_MODEL and not Path(model).exists())
+
+
 def find_model(model: str | Path | None = None) -> Path:
     """Return the folder of a model: of the one that ships with stapes if `model` is None or its name.
 
@@ -18,7 +23,7 @@ def find_model(model: str | Path | None = None) -> Path:
     Raises:
         ModelFolderError: if the shipped model is meant and was not installed.
     """
-    if model is not None and (str(model) != DEFAULT_MODEL or Path(model).exists()):
+    if model is not None and not is_default(model):
         return Path(model)
     places = (
         Path(__file__).parents[2] / "models" / DEFAULT_MODEL,  # a checkout, or an editable installation of one

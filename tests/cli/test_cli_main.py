@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import typer
 from typer.testing import CliRunner
 
@@ -155,6 +157,45 @@ def test_check_prints_the_resolved_recipe_as_json(small_recipe: Path) -> None:
     printed = json.loads(done.stdout)
     assert printed["recipe"]["train"]["align"]["max_steps"] == 7
     assert list(printed["samples"].values()) == [1]
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "told"),
+    [
+        ("train.align.trainer.warmup_step=3", 2, "train.align.trainer.warmup_step is not a field of TrainingArguments"),
+        (
+            "evaluate.data=[a.jsonl]",
+            1,
+            "evaluate.data: 1 samples of ",
+        ),
+    ],
+)
+def test_check_finds_what_a_run_refuses(
+    override: str,
+    code: int,
+    told: str,
+    small_recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(small_recipe.parent)
+    assert run_main(monkeypatch, "check", "r.yaml", "--set", override) == code
+    assert f"error: r.yaml: {told}" in capsys.readouterr().err
+
+
+def test_an_answer_that_was_cut_is_told_so(tiny_model_folder: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, np.random.default_rng(0).uniform(-0.1, 0.1, 16_000), 16_000)
+    question = ["ask", str(clip), "Hi?", "--model", str(tiny_model_folder), "--max-new-tokens", "3"]
+    done = CliRunner().invoke(app, question)
+    assert done.exit_code == 0
+    assert done.stderr.endswith(f"{clip}: the answer was cut after 3 tokens; `--max-new-tokens` allows more\n")
+    (said,) = json.loads(CliRunner().invoke(app, [*question, "--json"]).stdout)
+    assert (said["num_tokens"], said["truncated"]) == (3, True)
+
+
+def test_a_seed_below_zero_is_mistyped_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_main(monkeypatch, "eval", "--manifest", "none.jsonl", "--seed", "-1") == 2
 
 
 @pytest.fixture

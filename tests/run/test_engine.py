@@ -8,6 +8,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from stapes.errors import ManifestError, RecipeError, StapesError, WeightsError
+from stapes.evaluate.predict import evaluate_model
 from stapes.files import read_json
 from stapes.inference import load
 from stapes.model import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
@@ -101,6 +102,41 @@ def test_other_settings_are_refused_until_redo_makes_anew_what_follows(small_par
     redone = run_recipe(other, folder, redo=True)
     assert redone.skipped == ["data_check", "align"]
     assert redone.made == ["tune", "report"]
+
+
+def test_a_run_that_is_refused_leaves_all_as_it_is(small_parts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    plain = {"evaluate": None, "compress": [{"kind": "merge_lora"}]}
+    run_recipe(changed(small_parts, **plain), folder)
+    before = {name: (folder / name).read_text() for name in ("recipe.yaml", "environment.json")}
+    shutil.rmtree(folder / "tune")
+    # What cannot be used is found before what is missing is trained.
+    with pytest.raises(StapesError, match=r"run/merge_lora was made from other settings"):
+        run_recipe(changed(small_parts, **plain, train__tune__learning_rate=2e-3), folder)
+    assert not (folder / "tune").exists()
+    assert {name: (folder / name).read_text() for name in before} == before
+
+
+def test_what_no_run_made_is_not_taken_away(small_parts: Path, tmp_path: Path) -> None:
+    folder, recipe = tmp_path / "run", changed(small_parts, compress=[])
+    run_recipe(recipe, folder)
+    by_hand = folder / "eval" / "tune"
+    shutil.rmtree(by_hand)
+    settings = {"batch_size": 2, "max_new_tokens": 4, "limit": None, "against": None, "seed": 0}
+    evaluate_model(folder / "tune", [small_parts / "test.jsonl"], by_hand, **settings)
+    said = (by_hand / "predictions.jsonl").read_text()
+    with pytest.raises(StapesError, match=r"eval/tune was not made by a run \(`step\.json` is missing\); move it away"):
+        run_recipe(recipe, folder)
+    assert (by_hand / "predictions.jsonl").read_text() == said
+    assert run_recipe(recipe, folder, redo=True).made == ["eval/tune", "report"]
+
+
+def test_the_report_is_of_what_was_measured_last(small_parts: Path, tmp_path: Path) -> None:
+    folder, recipe = tmp_path / "run", changed(small_parts, compress=[])
+    run_recipe(recipe, folder)
+    shutil.rmtree(folder / "eval" / "tune")
+    assert run_recipe(recipe, folder).made == ["eval/tune", "report"]
+    assert run_recipe(recipe, folder).made == []
 
 
 def test_an_interrupted_step_is_not_taken_for_a_finished_one(

@@ -71,6 +71,44 @@ def test_a_change_reaches_what_follows_from_it_and_nothing_else(
     assert [name for name in before if before[name] != after[name]] == changed
 
 
+def test_what_lies_in_files_of_this_machine_counts(small_parts: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_parts, tmp_path / "parts"))
+    noise = {"p": 1, "snr_db": [0, 10], "folder": str(folder / "noises")}
+    shutil.copytree(folder / "clips", folder / "noises")
+    keys = {**hear(folder), "evaluate": None, "bench": None, "train.hear.augment": {"noise": noise}}
+    seen = []
+    for path, text in (("words.txt", "word\t-1.0\n"), ("noises/more.wav", ""), ("encoder/config.json", "{}")):
+        seen.append(marks(load_recipe(folder / "small.yaml", keys), tmp_path))
+        (folder / path).write_text(text)
+    seen.append(marks(load_recipe(folder / "small.yaml", keys), tmp_path))
+    assert len({found["hear"] for found in seen}) == 4
+    assert len({found["data_check"] for found in seen}) == 1
+
+
+def test_what_goes_on_from_a_trained_model(small_parts: Path, tmp_path: Path) -> None:
+    base = tmp_path / "tuned"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    start = {"model": None, "start_from": str(base), "train": {"more": {"data": {"train.jsonl": 1}, "max_steps": 1}}}
+
+    def planned(**keys: object) -> dict[str, str]:
+        start["train"]["more"]["data"] = {str(small_parts / "train.jsonl"): 1}
+        return marks(load_recipe(small_parts / "small.yaml", {**start, "compress": [], **keys}), tmp_path)
+
+    before = planned()
+    # Notes beside a model are no part of it; its code is only where its configuration names it.
+    for name in ("step.json", "losses.jsonl", "trained.json", "README.md", "make.py"):
+        (base / name).write_text("other")
+    assert planned() == before
+    after = planned(seed=2)
+    assert after["base"] == before["base"]
+    assert after["more"] != before["more"]
+    (base / "config.json").write_text('{"auto_map": {}}')
+    named = planned()
+    (base / "make.py").write_text("changed")
+    assert planned()["base"] != named["base"] != before["base"]
+
+
 def test_another_manifest_text_makes_everything_anew_that_reads_it(small_parts: Path, tmp_path: Path) -> None:
     for name in ("small.yaml", "train.jsonl", "valid.jsonl", "test.jsonl"):
         shutil.copy(small_parts / name, tmp_path)

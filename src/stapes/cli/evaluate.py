@@ -42,16 +42,16 @@ def evaluate(
         Path | None, typer.Option(metavar="EVAL_DIR", help="A finished evaluation on the same samples to compare with.")
     ] = None,
     protocol: _Protocol = "stapes",
-    seed: Annotated[int, typer.Option(help="Of the resampling behind intervals and p-values.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resampling behind intervals and p-values.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print scores.json.")] = False,
 ) -> None:
     """Score a model on manifests: word errors, captions, answers, each with a 95 % interval.
 
     An interrupted evaluation goes on where it stopped; a finished one is only scored anew. SPIDEr needs aac-metrics.
 
-    Example: `stapes eval runs/tiny/quantize --manifest data/speech_test.jsonl --against runs/tiny/eval/tune`
+    Example: `stapes eval runs/tiny/quantize --manifest data/speech_test.jsonl --out runs/speech/quantize`
     """
-    from ..defaults import find_model
+    from ..defaults import find_model, is_default
     from ..evaluate.predict import evaluate_model, score_published
     from ..recipe import Evaluate
     from .printing import print_json, quiet_libraries
@@ -59,7 +59,7 @@ def evaluate(
     quiet_libraries()
     defaults = Evaluate.model_fields
     folder = find_model(model)
-    out = out or (Path() if model is None else folder.resolve().parent) / "eval" / folder.resolve().name
+    out = out or (Path() if is_default(model) else folder.resolve().parent) / "eval" / folder.resolve().name
 
     make = partial(
         evaluate_model,

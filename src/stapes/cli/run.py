@@ -60,15 +60,26 @@ def check(
     resolved: Annotated[bool, typer.Option(help="Print the whole recipe, defaults and `extends` included.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the resolved recipe as JSON.")] = False,
 ) -> None:
-    """Check a recipe without loading anything: keys, values, order of steps, manifests.
+    """Check a recipe without loading a model: keys, values, order of steps, manifests, and that tests are not learnt.
+
+    Whether its weights, packages and devices are there depends on the machine: `stapes run` tells before it begins.
 
     Example: `stapes check recipes/tiny.yaml --resolved`
     """
     from ..data.sample import load_manifest
     from ..recipe import dump_recipe, load_recipe
+    from ..run import check_splits
     from .printing import print_json
 
     loaded = load_recipe(recipe, parse_overrides(override))
+    with_keys = {name: stage for name, stage in loaded.train.items() if stage.trainer}
+    if with_keys:
+        # Seconds of imports, which most recipes do without.
+        from ..train.arguments import check_trainer_keys
+
+        for name, stage in with_keys.items():
+            check_trainer_keys(str(recipe), name, stage)
+    check_splits(loaded, str(recipe))
     manifests = {path for stage in loaded.train.values() for path in (*stage.data, *stage.valid)}
     manifests |= set(loaded.evaluate.data) if loaded.evaluate else set()
     counts = {str(path): len(load_manifest(path)) for path in sorted(manifests)}

@@ -72,8 +72,19 @@ def _answer(
     said: list[dict[str, Any]] = []
     for path, waveform in zip(audio, waveforms, strict=True):
         answer = lm.answer([waveform], [instruction], max_new_tokens=max_new_tokens)[0]
-        said.append({"audio": str(path), "text": answer.text, "num_tokens": answer.num_tokens})
+        said.append(
+            {
+                "audio": str(path),
+                "text": answer.text,
+                "num_tokens": answer.num_tokens,
+                "truncated": answer.truncated,
+            }
+        )
         if not as_json:
             typer.echo(f"{path}\t{answer.text}" if len(audio) > 1 else answer.text)
+        if answer.truncated:
+            typer.echo(
+                f"{path}: the answer was cut after {answer.num_tokens} tokens; `--max-new-tokens` allows more", err=True
+            )
     if as_json:
         print_json(said)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ from ..errors import ManifestError, StapesError
 from ..files import full_disk_explained, read_json, staged_folder, write_json, write_text
 from ..recipe import Recipe, dump_recipe
 from .steps import Step, model_files, plan_steps
+
+_REPORT = "report"
 
 
 @dataclass
@@ -57,15 +59,20 @@ def run_recipe(
     folder.mkdir(parents=True, exist_ok=True)
     summary = RunSummary(folder)
     with _lock(folder):
+        steps = plan_steps(recipe, folder)
         if _is_main():
+            if not redo:
+                _refuse_stale(steps, folder)
             write_text(folder / "recipe.yaml", dump_recipe(recipe))
             write_json(folder / "environment.json", {**environment(), "seed": recipe.seed})
-        steps = plan_steps(recipe, folder)
         for number, step in enumerate(steps, start=1):
-            made = _take(step, folder, redo, lambda line, n=number: say(f"[{n}/{len(steps)}] {line}"))
+            if step.name == _REPORT and summary.made and _is_main():
+                # It shows what has been made anew, though from the same settings.
+                shutil.rmtree(folder / _REPORT, ignore_errors=True)
+            made = _take(step, folder, lambda line, n=number: say(f"[{n}/{len(steps)}] {line}"))
             (summary.made if made else summary.skipped).append(step.name)
     if _is_main():
-        summary.report = folder / "report" / "report.html"
+        summary.report = folder / _REPORT / "report.html"
     return summary
 
 
@@ -84,10 +91,7 @@ def check_recipe(recipe: Recipe, path: str) -> None:
 
     for name, stage in recipe.train.items():
         check_stage(path, name, stage)
-    learnt = {manifest for stage in recipe.train.values() for manifest in stage.data}
-    tests = {manifest: f"train.{name}.valid" for name, stage in recipe.train.items() for manifest in stage.valid}
-    tests |= dict.fromkeys(recipe.evaluate.data if recipe.evaluate else (), "evaluate.data")
-    _check_splits(path, sorted(learnt), tests)
+    check_splits(recipe, path)
     if recipe.start_from is not None:
         model_files(find_model(recipe.start_from))
         return
@@ -99,19 +103,21 @@ def check_recipe(recipe: Recipe, path: str) -> None:
         resolve(recipe.parts.sound_encoder)
 
 
-def _check_splits(path: str, learnt: Sequence[Path], tests: Mapping[Path, str]) -> None:
+def check_splits(recipe: Recipe, path: str) -> None:
     """Refuse to measure a model on clips that it learns from.
 
     Args:
-        path: of the recipe.
-        learnt: manifests to learn from.
-        tests: manifests to measure with → the key that names them.
+        recipe: what is to be run.
+        path: the recipe's file, for messages.
 
     Raises:
         ManifestError: naming the two manifests and a clip of both; or if one cannot be read.
     """
     from ..data.sample import load_manifest
 
+    learnt = sorted({manifest for stage in recipe.train.values() for manifest in stage.data})
+    tests = {manifest: f"train.{name}.valid" for name, stage in recipe.train.items() for manifest in stage.valid}
+    tests |= dict.fromkeys(recipe.evaluate.data if recipe.evaluate else (), "evaluate.data")
     found = {sample.audio.resolve(): manifest for manifest in learnt for sample in load_manifest(manifest)}
     for manifest, key in tests.items():
         shared = [
@@ -125,13 +131,13 @@ def _check_splits(path: str, learnt: Sequence[Path], tests: Mapping[Path, str]) 
             )
 
 
-def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> bool:
+def _take(step: Step, folder: Path, say: Callable[[str], None]) -> bool:
     """Make a step unless it is done; tell whether it was made."""
     target = folder / step.name
     if not step.everywhere and not _is_main():
         return False
     if _is_main():
-        _clear_stale(step, target, redo)
+        _clear_stale(step, target)
     _barrier(step)
     if target.exists():
         say(f"{step.name}: done before, skipped")
@@ -156,20 +162,35 @@ def _take(step: Step, folder: Path, redo: bool, say: Callable[[str], None]) -> b
     return True
 
 
-def _clear_stale(step: Step, target: Path, redo: bool) -> None:
-    """Refuse, or with `redo` remove, what an earlier run made from other settings."""
-    for place in (target, target.with_name(target.name + ".partial")):
-        if not place.exists():
-            continue
-        mark = place / "step.json"
-        if mark.exists() and read_json(mark).get("fingerprint") == step.fingerprint:
-            continue
-        if not redo and mark.exists():
-            raise StapesError(
-                f"{place} was made from other settings or data; `--redo` makes it and what follows from it anew, "
-                "`--out` starts another run"
-            )
+def _refuse_stale(steps: Sequence[Step], folder: Path) -> None:
+    """Refuse what an earlier run made from other settings, and what no run made, before anything is changed."""
+    for step in steps:
+        for place in _stale(step, folder / step.name):
+            if (place / "step.json").exists():
+                raise StapesError(
+                    f"{place} was made from other settings or data; `--redo` makes it and what follows from it anew, "
+                    "`--out` starts another run"
+                )
+            # Half-made folders that a kill left without a mark are nobody's, and a report is soon written again.
+            if place == folder / step.name and step.name != _REPORT:
+                raise StapesError(
+                    f"{place} was not made by a run (`step.json` is missing); move it away, or `--redo` makes it anew"
+                )
+
+
+def _clear_stale(step: Step, target: Path) -> None:
+    for place in _stale(step, target):
         shutil.rmtree(place)
+
+
+def _stale(step: Step, target: Path) -> list[Path]:
+    """List the folders of a step, finished or not, that were not made from what it is made from now."""
+    stale = []
+    for place in (target, target.with_name(target.name + ".partial")):
+        mark = place / "step.json"
+        if place.exists() and not (mark.exists() and read_json(mark).get("fingerprint") == step.fingerprint):
+            stale.append(place)
+    return stale
 
 
 def _is_main() -> bool:

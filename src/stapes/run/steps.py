@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, assert_never
 from ..defaults import find_model
 from ..errors import ModelFolderError, RecipeError, StapesError
 from ..files import write_json
-from ..recipe import CTCCompressor, MergeLora, Model, Quantize, Recipe, StackedMLP, WindowedQFormer
+from ..recipe import CTCCompressor, MergeLora, Model, Quantize, Recipe, StackedMLP, Stage, WindowedQFormer
 
 if TYPE_CHECKING:
     from ..model import WordList
+
+
+_NOTES = {"step.json", "trained.json", "losses.jsonl"}
+_BESIDE = {".md", ".csv", ".py"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Step:
 
 
 def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
-    """List the steps of a recipe in order; nothing is read but the manifests' text."""
+    """List the steps of a recipe in order; small files that they are made from are read, large ones looked at."""
     manifests = sorted({path for stage in recipe.train.values() for path in (*stage.data, *stage.valid)})
     if recipe.evaluate:
         manifests = sorted({*manifests, *recipe.evaluate.data})
@@ -48,15 +52,17 @@ def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
 
     variants: dict[str, str] = {}
     if recipe.start_from is None:
-        previous, mark = None, _digest("model", recipe.parts.model_dump(mode="json"), recipe.seed)
+        local = _digest_parts(recipe.parts)
+        previous, mark = None, _digest("model", recipe.parts.model_dump(mode="json"), recipe.seed, *local)
     else:
         base = find_model(recipe.start_from)
         previous, mark = "base", _digest("base", {path.name: _digest_file(path) for path in model_files(base)})
         steps.append(Step("base", mark, lambda work: _copy_model(base, work)))
         variants["base"] = mark
+        mark = _digest(mark, recipe.seed)
     for name, stage in recipe.train.items():
         data = [contents[str(path)] for path in (*stage.data, *stage.valid)]
-        mark = _digest(mark, name, stage.model_dump(mode="json"), data)
+        mark = _digest(mark, name, stage.model_dump(mode="json"), data, *_stamp_recordings(stage))
         make = _stage_maker(recipe, name, folder / previous if previous else None)
         steps.append(Step(name, mark, make, everywhere=True, resumable=True))
         previous = name
@@ -99,14 +105,18 @@ def _check_data(manifests: list[Path], work: Path) -> dict[str, Any]:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """List the files of a model folder, without what a run notes beside them.
+    """List the files of a model folder, without what a run and its authors note beside them.
 
     Raises:
         ModelFolderError: if there is no model.
     """
     if not (folder / "config.json").exists():
         raise ModelFolderError(f"{folder}: no such model folder")
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != "step.json")
+    # Code belongs to a model whose configuration names it, and to no other.
+    beside = {".md", ".csv"} if "auto_map" in (folder / "config.json").read_text(encoding="utf-8") else _BESIDE
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and path.name not in _NOTES and path.suffix not in beside
+    )
 
 
 def _copy_model(base: Path, work: Path) -> dict[str, Any]:
@@ -260,6 +270,33 @@ def _write_report(recipe: Recipe, folder: Path, work: Path) -> dict[str, Any]:
 
 def _digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest_parts(model: Model) -> list[Any]:
+    """Tell apart what files of this machine a model is built from, beside the settings that name them."""
+    found: list[Any] = []
+    words = getattr(model.connector, "words", None)
+    if words is not None and words.is_file():  # one that is missing is named when it is read
+        found.append(_digest_file(words))
+    for part in (model.speech_encoder, model.llm, model.sound_encoder):
+        found += _stamp(Path(part)) if part is not None and Path(part).is_dir() else []
+    return found
+
+
+def _stamp_recordings(stage: Stage) -> list[Any]:
+    """Tell apart the recordings that a stage's augmentation draws from."""
+    sections = (stage.augment.noise, stage.augment.reverb) if stage.augment else ()
+    folders = [section.folder for section in sections if section is not None and section.folder is not None]
+    return [stamp for folder in folders for stamp in _stamp(folder)]
+
+
+def _stamp(folder: Path) -> list[tuple[str, int, int]]:
+    """List a folder's files with sizes and dates, which takes no reading of gigabytes."""
+    return [
+        (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
 
 
 def _digest_file(path: Path) -> str:

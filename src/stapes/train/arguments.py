@@ -65,6 +65,29 @@ _WRONG_VALUE = (TypeError, ValueError, ImportError)
 _EXTRAS = ("tensorboard", "trackio")
 
 
+def check_trainer_keys(path: str, name: str, stage: Stage) -> None:
+    """Refuse keys of `trainer` that cannot be set, on this machine or any other.
+
+    Args:
+        path: of the recipe, for the message.
+        name: of the stage.
+
+    Raises:
+        RecipeError: naming the key: unknown to TrainingArguments, or at odds with how stages are trained.
+    """
+    where = f"{path}: train.{name}.trainer"
+    known = [field.name for field in dataclasses.fields(TrainingArguments)]
+    for key in stage.trainer:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise RecipeError(f"{where}.{key} is not a field of TrainingArguments{hint}")
+        if key in _KEY_INSTEAD:
+            raise RecipeError(f"{where}.{key}: use the recipe's `{_KEY_INSTEAD[key]}` instead")
+        if key in _REFUSED:
+            raise RecipeError(f"{where}.{key} cannot be set: {_REFUSED[key]}")
+
+
 def check_stage(path: str, name: str, stage: Stage) -> None:
     """Refuse settings that a stage would stumble over later, on this machine.
 
@@ -77,16 +100,7 @@ def check_stage(path: str, name: str, stage: Stage) -> None:
             it cannot have, or in want of a package, a folder or a device that is not there.
     """
     where = f"{path}: train.{name}"
-    known = [field.name for field in dataclasses.fields(TrainingArguments)]
-    for key in stage.trainer:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise RecipeError(f"{where}.trainer.{key} is not a field of TrainingArguments{hint}")
-        if key in _KEY_INSTEAD:
-            raise RecipeError(f"{where}.trainer.{key}: use the recipe's `{_KEY_INSTEAD[key]}` instead")
-        if key in _REFUSED:
-            raise RecipeError(f"{where}.trainer.{key} cannot be set: {_REFUSED[key]}")
+    check_trainer_keys(path, name, stage)
     least, limit = _least_checkpoints(stage), stage.trainer.get("save_total_limit")
     if limit is not None and limit < least:
         raise RecipeError(
