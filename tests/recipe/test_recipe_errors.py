@@ -241,6 +241,11 @@ QFORMER_KEYS = (
             "R: train.align: `augment.frames` acts on stored encoder output; drop it or `feature_cache: false`",
         ),
         (
+            WHOLE + "    trainable: [speech_encoder, connector]\n    augment: {frames: {}}\n",
+            "R: train.align: `augment.frames` acts on stored encoder output, and that of a speech_encoder that learns "
+            "is not stored; take one of the two out",
+        ),
+        (
             LORA_STAGE + "    objective: ctc\n",
             "R: train.align: `objective: ctc` has no use for lora; take that out of `trainable`",
         ),
@@ -276,6 +281,11 @@ QFORMER_KEYS = (
             LORA_STAGE + "compress: [{kind: quantize}]\n",
             "R: compress: `quantize` needs merged adapters; put {kind: merge_lora} before it",
         ),
+        (
+            LORA_STAGE.replace(MODEL + QFORMER, "name: x\nstart_from: m\n") + "compress: [{kind: quantize}]\n",
+            "R: compress: `quantize` needs merged adapters; put {kind: merge_lora} before it",
+        ),
+        (WHOLE + f"seed: {2**32}\n", f"R: seed: Input should be less than {2**32}, not {2**32}"),
         (
             WHOLE + "compress: [{kind: merge_lora}]\n",
             "R: compress: `merge_lora` has nothing to merge; no stage has a `lora` section",

@@ -132,6 +132,24 @@ def test_the_loss_is_a_mean_over_the_pieces_of_all_batches(tiny_model_and_proces
         for i in range(2)
     ]
     torch.testing.assert_close(sum(parts), whole)
+    # Frames without a mask are all real.
+    torch.testing.assert_close(model.hearing_loss(labels, "ctc", encoder_frames=frames), whole)
+
+
+def test_where_nothing_is_said_nothing_divides_the_loss(manifest, tmp_path, tiny_model_and_processor):
+    model, processor = tiny_model_and_processor("ctc_compressor")
+    frames, labels = torch.randn(2, 60, 32), torch.full((2, 1), IGNORE)
+    loss = model.hearing_loss(labels, "ctc", encoder_frames=frames, num_items_in_batch=torch.tensor(0))
+    assert 0 < loss.item() < float("inf")
+    sounds = tmp_path / "sounds.jsonl"
+    sounds.write_text(manifest.read_text().splitlines()[-1] + "\n")
+    stage = stage_of(sounds, valid=[sounds], max_steps=2, save_steps=1, logging_steps=1)
+    train_stage(model, processor, stage, name="s", seed=0, folder=tmp_path / "s", cache=tmp_path / "cache")
+    lines = [json.loads(line) for line in (tmp_path / "s/losses.jsonl").read_text().splitlines()]
+    losses = [line.get("eval_loss", line.get("loss")) for line in lines]
+    assert len(losses) == 4
+    assert np.isfinite(losses).all()
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
 @pytest.mark.parametrize("symbols", ["letters", "phones"])
@@ -222,6 +240,11 @@ def test_new_words_are_left_out_where_they_only_measure(manifest, tmp_path, tiny
         train_stage(model, processor, stage, name="s", seed=0, folder=tmp_path / "s", cache=tmp_path / "cache")
     losses = [json.loads(line).get("eval_loss") for line in (tmp_path / "s/losses.jsonl").read_text().splitlines()]
     assert np.isfinite([loss for loss in losses if loss is not None]).all()
+    (tmp_path / "new.jsonl").write_text(next(f"{line}\n" for line in lines if '"bb"' in line))
+    stage = stage_of(tmp_path / "known.jsonl", objective="phones", max_steps=1, valid=[tmp_path / "new.jsonl"])
+    none_left = r"^train\.s\.valid: every sample holds words that `words` lack; none is left"
+    with pytest.warns(UserWarning, match="1 of 1 samples"), pytest.raises(StapesError, match=none_left):
+        train_stage(model, processor, stage, name="s", seed=0, folder=tmp_path / "t", cache=tmp_path / "cache")
 
 
 def test_sounds_are_named_by_a_stage_of_their_own(manifest, tmp_path, tiny_model_and_processor):

@@ -89,6 +89,10 @@ def test_augmented_clips_have_copies_that_take_turns(parts: tuple, make_examples
     assert np.array_equal(once, again)
     assert once.shape == later.shape == first.shape
     assert not np.array_equal(once, later)
+    # What changes nothing before the encoder needs no copies, and shares the output of the clip as it is.
+    alone = make_examples({"copies": 3, "frames": {}})
+    assert fill(parts, alone, draws) == 1
+    assert fill(parts, make_examples(), draws) == 0
     # Without a cache each draw is a version of its own.
     assert [make_examples(GAIN, cached=False).version(draw) for draw in draws] == list(range(7))
 

@@ -214,7 +214,8 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
             objective: `ctc` for what is said, `letters` or `phones` for those alone, `sound` for what sounds.
             beside: (B, U'), letters and phones that are to be heard beside `ctc`.
             encoder_frames, encoder_frames_mask: see `forward`.
-            num_items_in_batch: divides the summed loss; the number of labels if not given.
+            num_items_in_batch: divides the summed loss, at least 1: clips may all be silent; the number of labels if
+                not given.
             features: in place of frames, see `encode`.
 
         Raises:
@@ -222,13 +223,16 @@ class StapesForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if not isinstance(self.connector, CTCCompressor):
             raise ValueError(f"a {self.config.connector_config.kind} cannot learn to hear; take a `ctc_compressor`")
-        if encoder_frames is None or encoder_frames_mask is None:
+        if encoder_frames is None:
             encoder_frames, encoder_frames_mask = self.encode(**features)
+        if encoder_frames_mask is None:
+            encoder_frames_mask = torch.ones(encoder_frames.shape[:2], dtype=torch.bool, device=encoder_frames.device)
         frames, wanted = encoder_frames.to(self._connector_dtype()), labels[:, 1:]
         loss = self.connector.loss(objective, frames, encoder_frames_mask, wanted)
         for symbols, spelt in (beside or {}).items():
             loss = loss + self.connector.loss(symbols, frames, encoder_frames_mask, spelt)
-        return loss / ((wanted > 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        count = (wanted > 0).sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        return loss / count.to(loss.device).clamp(min=1)
 
     def _connector_dtype(self) -> torch.dtype:
         return next(self.connector.parameters()).dtype

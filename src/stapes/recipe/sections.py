@@ -212,8 +212,14 @@ class Stage(Section):
             raise ValueError(
                 f"`objective: {self.objective}` has no use for {' and '.join(idle)}; take that out of `trainable`"
             )
-        if self.augment and self.augment.frames and not self.feature_cache:
-            raise ValueError("`augment.frames` acts on stored encoder output; drop it or `feature_cache: false`")
+        if self.augment and self.augment.frames:
+            if not self.feature_cache:
+                raise ValueError("`augment.frames` acts on stored encoder output; drop it or `feature_cache: false`")
+            if learning := sorted({"speech_encoder", "sound_encoder"} & set(self.trainable)):
+                raise ValueError(
+                    f"`augment.frames` acts on stored encoder output, and that of a {learning[0]} that learns is not "
+                    "stored; take one of the two out"
+                )
         if self.quantization is not None and "language_model" in self.trainable:
             raise ValueError("`quantization`: weights in 4 bits cannot learn; take `language_model` out of `trainable`")
         if self.speech_encoder_layers is not None and "speech_encoder" not in self.trainable:
@@ -278,7 +284,7 @@ class Recipe(Section):
     """From audio files to a compared report."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     model: Model | None = None
     start_from: str | None = None  # in place of `model`: a model folder, or `stapes-tiny`, to train or compress further
     train: dict[str, Stage] = Field(default_factory=dict)  # may be empty with `start_from`
@@ -318,6 +324,8 @@ class Recipe(Section):
             raise ValueError("wants either `model`, to build one, or `start_from`, to go on from a trained one")
         if self.model is not None:
             self._check_order(self.model)
+        if adapters and "quantize" in kinds and "merge_lora" not in kinds[: kinds.index("quantize")]:
+            raise ValueError("compress: `quantize` needs merged adapters; put {kind: merge_lora} before it")
         return self
 
     def _check_order(self, model: Model) -> None:
@@ -354,8 +362,5 @@ class Recipe(Section):
                 )
             if "lora" in stage.trainable and not has_lora:
                 raise ValueError(f"train.{name}: `trainable` lists lora, but no stage up to here has a `lora` section")
-        kinds = [step.kind for step in self.compress]
-        if "merge_lora" in kinds and not has_lora:
+        if "merge_lora" in [step.kind for step in self.compress] and not has_lora:
             raise ValueError("compress: `merge_lora` has nothing to merge; no stage has a `lora` section")
-        if has_lora and "quantize" in kinds and "merge_lora" not in kinds[: kinds.index("quantize")]:
-            raise ValueError("compress: `quantize` needs merged adapters; put {kind: merge_lora} before it")

@@ -60,7 +60,7 @@ class DynamicClipping(TrainerCallback, ExportableState):
     Trainer builds this callback anew from them, so that a resumed run clips as an uninterrupted one; that is why all
     arguments are plain numbers.
 
-    `norm` and `clip_value` are those of the last update (None before the first). They are read by `Trainer.log`
+    `norm` and `clip_value` are those of the last update (None before the first). `clip_value` is read by `Trainer.log`
     rather than written in `on_log`: reporters and, after a restore, all other callbacks are called before this one.
 
     Args:

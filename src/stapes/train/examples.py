@@ -53,6 +53,7 @@ class Examples(Dataset[Example]):
         self.train = train
         self._effects = waveform_effects(augment) if augment else []
         self._augment_identity = augment_identity(augment) if augment else None
+        self._changes_features = bool(self._effects) or (augment is not None and augment.spec_augment is not None)
 
     def __len__(self) -> int:
         return sum(len(corpus) for corpus in self.corpora)
@@ -98,8 +99,11 @@ class Examples(Dataset[Example]):
         return {name: features[0] for name, features in found.items() if not name.endswith("_mask")}
 
     def version(self, draw: Draw) -> int:
-        """Tell which augmented version of its sample a draw sees: a new one each time, or one of `copies` if cached."""
-        if self.augment is None:
+        """Tell which augmented version of its sample a draw sees: a new one each time, or one of `copies` if cached.
+
+        There is one alone where nothing is changed before the encoder.
+        """
+        if self.augment is None or not self._changes_features:
             return 0
         return draw.draw % self.augment.copies if self.cache is not None else draw.draw
 
@@ -108,7 +112,7 @@ class Examples(Dataset[Example]):
         assert self.cache is not None
         sample = self.corpora[draw.corpus][draw.index]
         augmentation = None
-        if self.augment is not None:
+        if self._changes_features:
             augmentation = (self._augment_identity, self.seed, sample.id, self.version(draw))
         return feature_path(self.cache.folder, (sample.audio, *sample.extra_audio), augmentation)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+
+_PATIENCE = timedelta(days=2)
+"""How long processes wait for the first one, which alone decodes all corpora before a run; torch's own are minutes."""
 
 
 def this_process() -> PartialState:
@@ -13,7 +18,7 @@ def this_process() -> PartialState:
     Left to itself, `PartialState` takes the processes of a machine without a GPU for separate runs.
     """
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=on_cpu)
+    return PartialState(cpu=on_cpu, timeout=_PATIENCE)
 
 
 def device_type() -> str:

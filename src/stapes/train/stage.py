@@ -215,6 +215,10 @@ def _load_data(
     if words := teacher_of_phones(model, processor, stage, name):
         check_spoken(words, stage, name, corpora)
         valid = known_alone(words, list(zip(stage.valid, valid, strict=True)))
+        if stage.valid and not any(valid):
+            raise StapesError(
+                f"train.{name}.valid: every sample holds words that `words` lack; none is left to measure"
+            )
     sampler = MixtureBatchSampler(
         [[sample_duration_s(sample) for sample in corpus] for corpus in corpora],
         weights=list(stage.data.values()),

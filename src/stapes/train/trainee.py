@@ -28,7 +28,7 @@ class Trainee(nn.Module):
     def forward(self, **batch: Any) -> CausalLMOutputWithPast:
         """Run the model; while training nothing is generated, so that keys and values need not be kept.
 
-        For `ctc` and `sound` the output is the loss alone.
+        For all objectives but `answer` the output is the loss alone.
         """
         if self.objective != "answer":
             loss = self.model.hearing_loss(objective=self.objective, **batch)

@@ -46,8 +46,9 @@ class StageTrainer(Trainer):
         """Measure the loss on the validation samples, as `eval_loss`.
 
         Returns:
-            the mean over all their target tokens, however many batches and processes they are spread over. The
-            Trainer's own weights each batch's mean by its samples, which changes with the batches.
+            the mean over all their target tokens, however many batches and processes they are spread over; the sum
+            where they have none, as clips to which CTC should hear nothing. The Trainer's own weights each batch's
+            mean by its samples, which changes with the batches.
         """
         assert self.model is not None  # given when the Trainer is made
         self.model.eval()
@@ -58,7 +59,7 @@ class StageTrainer(Trainer):
                 total += self.model(**inputs, num_items_in_batch=1).loss.item()
                 count += int((inputs["labels"][:, 1:] != IGNORE).sum())
         sums = gather_object([(total, count)])
-        loss = math.fsum(part for part, _ in sums) / sum(part for _, part in sums)
+        loss = math.fsum(part for part, _ in sums) / max(1, sum(part for _, part in sums))
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
