@@ -96,6 +96,14 @@ def test_columns_are_chosen_and_questions_kept(tmp_path):
     assert (sample.prompt, sample.target) == ("text 0", "yes")
 
 
+def test_an_id_that_several_rows_have_is_told_apart(tmp_path):
+    table = rows(encode(), encode(), encode()).add_column("id", [7, 7, 8])
+    table.save_to_disk(tmp_path / "corpus")
+    done = import_dataset(Corpus(str(tmp_path / "corpus")), tmp_path / "out")
+    assert [sample.id for sample in load_manifest(done.manifest)] == ["7", "7-000001", "8"]
+    assert check_manifests([done.manifest]).problems == ()
+
+
 def test_labels_become_their_names(tmp_path):
     table = rows(encode(), encode()).add_column("label", [1, 0])
     table = table.cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))

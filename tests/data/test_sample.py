@@ -73,7 +73,9 @@ def test_absolute_audio_paths_stay(tmp_path):
         (GOOD | {"duration_s": "3"}, r"`duration_s` is a text \('3'\); wanted a number"),
         (GOOD | {"duration_s": True}, "`duration_s` is a truth value"),
         (GOOD | {"duration_s": -1}, "`duration_s` is -1; wanted seconds above 0"),
-        (GOOD | {"duration_s": float("nan")}, "`duration_s` is nan"),
+        (GOOD | {"duration_s": float("nan")}, "not JSON: NaN is none of its numbers"),
+        (GOOD | {"score": float("-inf")}, "not JSON: -Infinity is none of its numbers"),
+        (GOOD | {"target": "\ud83d"}, r"not text: half of a character is missing beside \\ud83d"),
         (
             GOOD | {"task": "asrr"},
             r"`asrr` is not a task; did you mean `asr`\? known tasks are `asr`, `audiocaption`, `qa`",

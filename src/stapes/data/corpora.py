@@ -95,12 +95,15 @@ def import_dataset(
     for path in (folder, manifest):
         if path.exists():
             raise StapesError(f"{path}: is there already; remove it or name another folder")
-    samples: list[Sample] = []
+    samples: dict[str, Sample] = {}
     left_out: list[str] = []
     with staged_folder(folder) as work:
         for number, row in enumerate(islice(_with_class_names(rows), limit)):
             try:
-                samples.append(_take_row(row, number, corpus, task, work))
+                sample = _take_row(row, number, corpus, task, work)
+                if sample.id in samples:  # of some corpora `id` names the text, and several people read it
+                    sample = replace(sample, id=f"{sample.id}-{number:06d}")
+                samples[sample.id] = sample
             except StapesError as error:
                 message = f"{corpus.source}, split {corpus.split}, row {number}: {error}"
                 if not skip_bad:
@@ -112,7 +115,7 @@ def import_dataset(
         if not samples:
             raise ManifestError(f"{corpus.source}: split {corpus.split} gives no usable sample")
     # Last, so that a manifest's existence means that all its audio is there.
-    write_manifest([replace(sample, audio=folder / sample.audio.name) for sample in samples], manifest)
+    write_manifest([replace(sample, audio=folder / sample.audio.name) for sample in samples.values()], manifest)
     return Imported(manifest, len(samples), tuple(left_out))
 
 

@@ -219,11 +219,21 @@ def _salmonn_annotations(path: Path, content: bytes) -> list[Any] | None:
     return document["annotation"]
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is none of its numbers")
+
+
 def _parse_line(path: Path, where: str, line: bytes) -> Sample:
     try:
-        entry = json.loads(line.decode("utf-8"))
+        entry = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        if b"\\ud" in line.lower():
+            # Half a character of two can be written so, but is no text and cannot be written down again.
+            json.dumps(entry, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ManifestError(f"{where}: not text: half of a character is missing beside \\u{ord(half):04x}") from None
     except ValueError as error:
         raise ManifestError(f"{where}: not JSON: {error}") from None
     entry = _require_object(where, entry, _REQUIRED)
