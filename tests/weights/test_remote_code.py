@@ -121,6 +121,22 @@ def test_what_is_allowed_is_this_code_and_no_other(llm: Path, parts: Path) -> No
 
 
 @pytest.mark.usefixtures("forgetting")
+def test_code_in_folders_below_counts_and_other_places_do_not(llm: Path, parts: Path, tmp_path: Path) -> None:
+    weights.allow_code(str(llm))
+    below = llm / "below" / "more.py"
+    below.parent.mkdir()
+    below.write_text("x = 1\n")
+    with pytest.raises(WeightsError, match=r"\(below/more\.py, configuration_llama_moe\.py, modeling_llama_moe\.py\)"):
+        weights.admit_code(str(llm))
+    (tmp_path / "evil.py").write_text("raise SystemExit\n")
+    config = json.loads((llm / "config.json").read_text())
+    config["auto_map"]["AutoModelForCausalLM"] = f"{tmp_path}/evil.Model"
+    (llm / "config.json").write_text(json.dumps(config))
+    weights.allow_code(str(llm))
+    with pytest.raises(WeightsError, match="does not lie with the weights"):
+        weights.admit_code(str(llm))
+
+
 def test_code_that_lies_elsewhere_is_not_fetched(llm: Path, parts: Path) -> None:
     config = json.loads((llm / "config.json").read_text())
     config["auto_map"]["AutoModelForCausalLM"] = "someone/else--modeling.Model"

@@ -46,7 +46,7 @@ def admit_code(name: str) -> None:
         return
     classes = {role: str(auto_map.get(role)) for role in ("AutoConfig", "AutoModelForCausalLM")}
     for role, path in classes.items():
-        if "--" in path or not (folder / f"{path.partition('.')[0]}.py").exists():
+        if "--" in path or f"{path.partition('.')[0]}.py" not in _code_of(folder):
             raise WeightsError(
                 f"{name}: is a `{kind}` model, of which transformers has no code, and its {role} ({path}) does not lie "
                 "with the weights; put that file beside them"
@@ -70,7 +70,8 @@ def admit_code(name: str) -> None:
 
 
 def _code_of(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.py"))
+    # In folders below it, too: `auto_map` and imports reach those.
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
 
 
 def _digest(folder: Path) -> str:
