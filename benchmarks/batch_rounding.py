@@ -1,7 +1,7 @@
 """How much a logit depends on the batch: each clip in a batch of 8 against the same clip alone.
 
 Matrix products of another size round differently. Greedy answers stay the same in any batch because tokens that lead by
-less than `inference.rounding_margin` are chosen again alone; this measures what that margin has to cover.
+less than `rounding.rounding_margin` are chosen again alone; this measures what that margin has to cover.
 
     python benchmarks/batch_rounding.py [MODEL] [--manifest data/speech_test.jsonl] [--clips 24] [--new-tokens 16]
 
@@ -25,8 +25,8 @@ from stapes.assembly import build, load_model
 from stapes.data.prompts import TEST_INSTRUCTIONS
 from stapes.data.sample import load_manifest, load_sample_audio, sample_duration_s
 from stapes.environment import environment
-from stapes.inference import rounding_margin
 from stapes.model import ConnectorConfig, StapesForConditionalGeneration, StapesProcessor
+from stapes.rounding import rounding_margin
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH_SIZE = 8

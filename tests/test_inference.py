@@ -15,8 +15,8 @@ import torch
 
 import stapes
 from stapes.data.prompts import TEST_INSTRUCTIONS, TRAIN_INSTRUCTIONS
-from stapes.errors import AudioError, ModelFolderError
-from stapes.inference import Answer, AudioLM, load, rounding_margin
+from stapes.errors import AudioError, ModelFolderError, UsageError
+from stapes.inference import Answer, AudioLM, load
 from stapes.model import (
     CTCCompressor,
     CTCVocabulary,
@@ -26,6 +26,7 @@ from stapes.model import (
     letter_numbers,
     phone_numbers,
 )
+from stapes.rounding import rounding_margin
 
 Waveforms = Callable[[float, int], np.ndarray]
 ModelFactory = Callable[..., tuple[StapesForConditionalGeneration, StapesProcessor]]
@@ -63,6 +64,19 @@ def test_a_folder_is_loaded_ready_to_use(tiny_model_folder: Path, speech_like: W
 def test_a_folder_that_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"nowhere: no such model folder$"):
         stapes.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(device: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"^device `{device}` cannot be used: "):
+        stapes.load(tmp_path / "nowhere", device=device)
+
+
+def test_answers_are_greedy_whatever_the_generation_settings_say(lm: AudioLM, speech_like: Waveforms) -> None:
+    clip = speech_like(1.0, 0)
+    greedy = lm.ask(clip, "Hi?", max_new_tokens=8)
+    lm.model.generation_config.num_beams = 3
+    assert lm.ask(clip, "Hi?", max_new_tokens=8) == greedy
 
 
 def test_what_is_asked(lm: AudioLM, speech_like: Waveforms, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +260,8 @@ def test_phones_are_written_as_the_llm_likes(tiny_model_and_processor: ModelFact
         assert lm.transcribe(clip, max_new_tokens=8) == said
     # Where phones are heard but not known, or known but not heard, letters have their say.
     both = hearing(tiny_model_and_processor("ctc_compressor", ctc_phones=64, ctc_letters=64), "z", 0.5)
-    for known, said in ((words, "Z"), (WordList({"z": -1.0, "q": -2.0}), "Z")):
+    swapped = WordList({"q": -1.0, "z": -1.0}, {"q": ["z"], "z": ["s"]})
+    for known, said in ((words, "Z"), (swapped, "Q"), (WordList({"z": -1.0, "q": -2.0}), "Z")):
         both.processor.words = known
         assert both.transcribe(clip, max_new_tokens=8) == said
     unheard = hearing(tiny_model_and_processor("ctc_compressor", ctc_letters=64), "w", 0.5)
@@ -316,12 +331,21 @@ def test_a_streamed_answer_ends_at_a_text_as_the_whole_one_does(lm: AudioLM, spe
     endless = lm.answer([clip], ["Hi?"], max_new_tokens=40)[0].text
     stop = endless[4:9]
     assert stop not in endless[:4]
-    lm.model.generation_config.stop_strings = [stop]
+    lm.model.generation_config.stop_strings = stop  # one may stand without a list
     whole = lm.answer([clip], ["Hi?"], max_new_tokens=40)[0]
     assert whole.text == endless[:4].strip()
     stream = lm.stream(clip, "Hi?", max_new_tokens=40)
     assert "".join(stream) == whole.text
     assert stream.answer == whole
+
+
+def test_an_answer_may_begin_with_its_end(lm: AudioLM, speech_like: Waveforms) -> None:
+    lm.model.generation_config.stop_strings = [" USER:"]
+    force(lm, " USER: and so on")
+    stream = lm.stream(speech_like(1.0, 0), "Hi?")
+    assert list(stream) == []
+    assert stream.answer is not None
+    assert (stream.answer.text, stream.answer.truncated) == ("", False)
 
 
 def test_what_a_streamed_answer_cost(lm: AudioLM, speech_like: Waveforms) -> None:

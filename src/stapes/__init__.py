@@ -41,7 +41,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Public names are loaded when they are first used: importing stapes must not cost the seconds torch takes.
     if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+        from .collector import collector_paused
+
+        with collector_paused():
+            return getattr(import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +20,7 @@ from .collector import collector_paused
 from .data.audio import load_audio, prepare_waveform
 from .data.prompts import TEST_INSTRUCTIONS, asks_for_transcript
 from .defaults import find_model
+from .errors import UsageError
 from .model import (
     CTCGuide,
     CTCVocabulary,
@@ -31,6 +32,7 @@ from .model import (
     TokenPieces,
     TranscriptChooser,
 )
+from .rounding import Margins, rounding_margin
 from .streaming import TokenStream, before_stop, settled
 
 MAX_NEW_TOKENS = 200
@@ -69,6 +71,7 @@ class AudioLM:
     def __init__(self, model: StapesForConditionalGeneration, processor: StapesProcessor) -> None:
         self.model = model
         self.processor = processor
+        self._made_chooser: TranscriptChooser | None = None
 
     def transcribe(self, audio: str | Path | np.ndarray, **generate: Any) -> str:
         """Write down the speech in `audio` (a file, or samples at 16 kHz); `generate` goes to transformers."""
@@ -114,10 +117,13 @@ class AudioLM:
 
         Greedy texts do not depend on the batch. Prompts are left-padded and masked, features padded and masked, but
         matrix products of another size still round differently; an answer in which two tokens came so close that
-        rounding may have chosen between them (`rounding_margin`) is therefore asked for again, alone.
+        rounding may have chosen between them (`rounding_margin`) is therefore asked for again, alone. Not watched is
+        what a CTC compressor decides before the LLM writes: where its slots are, and which text was said.
 
         Where a transcript is asked for in one of the wordings of training (`data.prompts`), the model's connector may
         have a say in it: `ctc_weight` of `ConnectorConfig`. With a list of words it holds no others.
+
+        End symbols and stop strings are those of the model's `generation_config`, not of `generate`'s keywords.
         """
         answers, margins = self._answer_batch(waveforms, instructions, **generate)
         if len(answers) > 1:
@@ -132,16 +138,16 @@ class AudioLM:
     ) -> tuple[list[Answer], list[float]]:
         """Return the answers, and of each how close any two tokens came (infinite where tokens are not the best)."""
         inputs, guides = self.prepare(waveforms, instructions)
-        generate = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, **generate}
-        greedy = not generate["do_sample"] and generate.get("num_beams", 1) == 1
-        margins = _Margins()
+        generate = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "num_beams": 1, **generate}
+        greedy = not generate["do_sample"] and generate["num_beams"] == 1
+        margins = Margins()
         seen_by = [margins] if greedy else []
         if not greedy or generate.keys() - _PLAIN:
             # Beams are copies of a prompt, but not of what is kept of it; other settings want a cache of their own.
             for name in ("cache", "custom_generate"):
                 inputs.pop(name, None)
         generate["logits_processor"] = [*guides, *generate.get("logits_processor", ()), *seen_by]
-        if self.model.generation_config.stop_strings:
+        if self.stop_strings:
             generate["tokenizer"] = self.processor.tokenizer
         # The protocol that types `generate` asks for attributes that transformers' own models lack.
         output = cast(Any, self.model).generate(**inputs, **generate)
@@ -204,9 +210,9 @@ class AudioLM:
         dictation = self._pieces.dictate(chosen.pieces)
         if chosen.cache is None:
             return dictation, {}
-        if self.model.generation_config.stop_strings:  # `generate` looks for them token by token
+        if self.stop_strings:  # `generate` looks for them token by token
             return dictation, {"cache": chosen.cache}
-        ending = [*self.processor.tokenizer.encode(".", add_special_tokens=False), *self._end_ids[:1]]
+        ending = self.processor.tokenizer.encode(".", add_special_tokens=False)
         decoding = DraftedDecoding(lambda written: [*dictation.draft(written), *ending])
         return dictation, {"cache": chosen.cache, "custom_generate": decoding}
 
@@ -224,33 +230,46 @@ class AudioLM:
         """What the LLM's tokens are to one who hears pieces of words."""
         return TokenPieces(self.processor.tokenizer, self._vocabulary)
 
-    @cached_property
+    @property
     def _chooser(self) -> TranscriptChooser | None:
         """Who chooses transcripts, where it is known which words there are."""
-        if self.processor.words is None:
+        words = self.processor.words
+        if words is None:
             return None
-        may_follow = self._pieces.signs.clone()
-        may_follow[self._end_ids] = True
-        return TranscriptChooser(
-            self.model.language_model,
-            self.processor.tokenizer,
-            self.processor.words,
-            self._vocabulary,
-            may_follow=may_follow,
-            by_phones=self.model.config.connector_config.ctc_phones > 0 and self.processor.words.heard is not None,
-        )
+        if self._made_chooser is None or self._made_chooser.words is not words:
+            may_follow = self._pieces.signs.clone()
+            may_follow[self._end_ids] = True
+            self._made_chooser = TranscriptChooser(
+                self.model.language_model,
+                self.processor.tokenizer,
+                words,
+                self._vocabulary,
+                may_follow=may_follow,
+                by_phones=self.model.config.connector_config.ctc_phones > 0 and words.heard is not None,
+            )
+        return self._made_chooser
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """Texts that end an answer, beside the LLM's end symbols."""
+        stops = self.model.generation_config.stop_strings
+        return [stops] if isinstance(stops, str) else list(stops or ())
 
     def read(self, token_ids: Sequence[int]) -> Answer:
         """Turn generated tokens into an answer; what follows the end symbol is not part of it."""
+        answer = self.read_as_it_is(token_ids)
+        return replace(answer, text=answer.text.strip())
+
+    def read_as_it_is(self, token_ids: Sequence[int]) -> Answer:
+        """Do as `read` does, and leave white space at both ends of the text."""
         end = next((position for position, token in enumerate(token_ids) if token in self._end_ids), None)
         said = token_ids if end is None else token_ids[:end]
-        stops = self.model.generation_config.stop_strings or ()
         # An end that is spelt may share a token with the answer; what follows it in a batch is padding.
-        for num_tokens in range(1, len(said) + 1) if stops else ():
+        for num_tokens in range(1, len(said) + 1) if self.stop_strings else ():
             text = self._decode(said[:num_tokens])
-            if found := [text.index(stop) for stop in stops if stop in text]:
-                return Answer(text[: min(found)].strip(), num_tokens, truncated=False)
-        return Answer(self._decode(said).strip(), len(said) + (end is not None), truncated=end is None)
+            if found := [text.index(stop) for stop in self.stop_strings if stop in text]:
+                return Answer(text[: min(found)], num_tokens, truncated=False)
+        return Answer(self._decode(said), len(said) + (end is not None), truncated=end is None)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True)
@@ -286,13 +305,12 @@ class AnswerStream:
         self._num_first = 0
         self._given = ""
         self._closed = False
-        self._stops = lm.model.generation_config.stop_strings or []
         self._tokens = TokenStream(
             lm.model,
             inputs,
             max_new_tokens=max_new_tokens,
             guides=guides,
-            tokenizer=lm.processor.tokenizer if self._stops else None,
+            tokenizer=lm.processor.tokenizer if lm.stop_strings else None,
         )
 
     @property
@@ -336,7 +354,7 @@ class AnswerStream:
         # Such a tokenizer turns "do n't" into "don't" when the last piece is there: nothing is settled before the end.
         if getattr(tokenizer, "clean_up_tokenization_spaces", False):
             return ""
-        return before_stop(self._lm.read(self._token_ids).text, self._stops)
+        return before_stop(self._lm.read_as_it_is(self._token_ids).text, self._lm.stop_strings)
 
     def _piece(self, text: str) -> str:
         """Return what `text` adds to the pieces given so far."""
@@ -347,34 +365,8 @@ class AnswerStream:
         return piece
 
 
-class _Margins(LogitsProcessor):
-    """Notes by how much each row's best token leads at each step; changes nothing."""
-
-    def __init__(self) -> None:
-        self.steps: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # legacy aliases of Tensor
-        best = scores.topk(2, dim=-1).values
-        self.steps.append(best[:, 0] - best[:, 1])
-        return scores
-
-
 def _waveform(audio: str | Path | np.ndarray) -> np.ndarray:
     return prepare_waveform(audio, 16_000) if isinstance(audio, np.ndarray) else load_audio(audio)
-
-
-def rounding_margin(model: StapesForConditionalGeneration) -> float:
-    """Tell from which lead on, in logits, a token is the best one whatever the batch size.
-
-    Taken several times as large as the largest change of a logit between a batch of 8 and batches of 1:
-    `benchmarks/batch_rounding.py` saw 2.3e-4 in float32 (24 clips, untrained whisper-base and SmolLM2-135M). Rounding
-    to int8 makes more of such noise, up to 0.13 (see `model.int8`); half precision was not measured.
-    """
-    if model.config.int8 is not None:
-        return 0.25
-    if model.dtype != torch.float32:
-        return 0.5
-    return 2e-3
 
 
 def load(path: str | Path | None = None, device: str | None = None) -> AudioLM:
@@ -389,7 +381,12 @@ def load(path: str | Path | None = None, device: str | None = None) -> AudioLM:
 
     Raises:
         ModelFolderError: if the folder is incomplete or damaged.
+        UsageError: if there is no such device.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)  # before the seconds that loading takes
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device `{device}` cannot be used: {str(error).splitlines()[0]}") from error
     with collector_paused():
         return AudioLM(*load_model(find_model(path), device=device, fold_lora=True))

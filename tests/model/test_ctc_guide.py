@@ -183,3 +183,31 @@ def test_a_dictation_has_nothing_to_say_of_other_texts(vocabulary: CTCVocabulary
     assert empty is not None
     assert empty.end == 0
     assert bool(empty.tokens.isneginf().all())
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_what_others_have_ruled_out_stays_out(vocabulary: CTCVocabulary, pieces: TokenPieces, weight: float) -> None:
+    banned = thinks(_a=0.5, _b=0.3)
+    a = [TOKENS.index(token) for token in ("Ġa", "a", "A")]
+    banned[0, a] = -torch.inf
+    both = guide(hears(vocabulary, {"Ġa": 0.6, "Ġb": 0.3}), pieces, weight=weight)(written(), banned)
+    assert not both.isnan().any()
+    assert both[0, a].isneginf().all()
+    assert both[0].argmax() in (TOKENS.index("Ġb"), TOKENS.index("b"), TOKENS.index("ĠB"))
+    # With nothing else to come the ban has its way, and the LLM goes on by itself.
+    dictation = pieces.dictate([1 + vocabulary.pieces.index("Ġa")])
+    alone = thinks(_b=0.5)
+    alone[0, a] = -torch.inf
+    guided = CTCGuide([dictation], pieces.signs, end_ids=[END], prompt_length=2, weight=weight)
+    assert torch.equal(guided(written(), alone), alone)
+
+
+def test_a_draft_opens_with_one_capital() -> None:
+    tokens = ["Ġ", "a", "b", "A", "B", "ab", "Ġab", "AB", "Ab"]
+    merges = [("a", "b"), ("Ġ", "ab"), ("A", "B"), ("A", "b")]
+    made = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    fast = PreTrainedTokenizerFast(tokenizer_object=made)
+    vocabulary = CTCVocabulary(fast, 2)
+    draft = TokenPieces(fast, vocabulary).dictate(vocabulary.encode("ab ab")).draft([])
+    assert [tokens[token] for token in draft] == ["Ab", "Ġab"]

@@ -145,6 +145,18 @@ def test_hubert_hears_samples() -> None:
 
 
 @torch.no_grad()
+def test_the_rest_of_a_long_clip_may_be_short() -> None:
+    tower, front_end = tower_of(seeded(HubertModel, HUBERT), Wav2Vec2FeatureExtractor())
+    tower.config.block_features, tower.config.block_frames = 3_200, 10
+    clip = front_end([noise(3_200 + 350)])
+    frames, mask = tower(**clip)
+    assert (frames.shape[1], int(mask.sum())) == (11, 11)
+    # What is missing of a step is silence.
+    rest = torch.nn.functional.pad(clip["sound_features"][0, 3_200:3_550, 0], (0, 50))
+    torch.testing.assert_close(frames[0, 10:], tower.tower(input_values=rest[None]).last_hidden_state[0])
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
     ("make", "config", "front_end"),
     [

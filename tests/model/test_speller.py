@@ -31,3 +31,19 @@ def test_pieces_of_the_same_letters_score_alike_and_what_was_learnt_counts_at_on
         speller.groups.weight[1:].neg_()
         speller.eval()
         torch.testing.assert_close(speller(hidden), -before)
+
+
+def test_what_is_kept_follows_the_weights() -> None:
+    torch.manual_seed(0)
+    groups, spelling = letter_groups(["Ġa", "Ġb"])
+    speller = Speller(4, 8, 2, len(groups)).eval()
+    speller.spelling.copy_(spelling)
+    hidden = torch.randn(1, 2, 4)
+    with torch.no_grad():
+        before = speller(hidden)
+        turned = {name: -value if name == "groups.weight" else value for name, value in speller.state_dict().items()}
+        speller.load_state_dict(turned)
+        torch.testing.assert_close(speller(hidden), -before)
+        half = speller.bfloat16()(hidden.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), -before, atol=0.05, rtol=0.05)

@@ -50,7 +50,7 @@ class ConnectorConfig(PreTrainedConfig):
             one slot (CTC compressor).
         queries_per_window: Q, audio tokens per window; 1 but for the Q-Former.
         tail: what happens to a last window that is not full: `pad` or `drop`.
-        hidden_size: width of the Q-Former, or of the MLP before its gate halves it.
+        hidden_size: width of the Q-Former or the CTC compressor, or of the MLP before its gate halves it.
         num_hidden_layers, num_attention_heads, intermediate_size, dropout: of Q-Former and CTC compressor.
         ctc_stride: encoder frames per step of CTC.
         ctc_merges: how many of the LLM's BPE merges make the pieces of words that CTC hears.

@@ -114,7 +114,8 @@ class StackedMLP(nn.Module):
             frames_mask: (B, T), True on real frames, which come first.
 
         Returns:
-            (B, A, D_llm) with A = ceil(T / K), in time order, and its mask (B, A).
+            (B, A, D_llm) with A = ceil(T / K), or with `tail: drop` max(1, floor(T / K)), in time order, and its mask
+            (B, A).
 
         Raises:
             ValueError: if D is not the encoder's width.

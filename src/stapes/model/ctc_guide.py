@@ -65,7 +65,10 @@ class CTCGuide(LogitsProcessor):
         self._prompt_length, self._weight = prompt_length, weight
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # legacy aliases of Tensor
-        """Return the scores of the next tokens, (B · beams, V)."""
+        """Return the scores of the next tokens, (B · beams, V).
+
+        What other processors have ruled out (-inf) stays so; a row that would have nothing left is theirs alone.
+        """
         beams = len(scores) // len(self._listeners)
         guided = scores.clone()
         for row, written in enumerate(input_ids[:, self._prompt_length :].tolist()):
@@ -84,7 +87,9 @@ class CTCGuide(LogitsProcessor):
         is_sign = torch.nn.functional.pad(self._signs, missing).to(scores.device)
         is_sign[self._end_ids] = False
         mixed = (1 - self._weight) * log_llm + self._weight * log_ctc
-        mixed = mixed.masked_fill(is_sign | log_ctc.isneginf(), -torch.inf)
+        mixed = mixed.masked_fill(is_sign | log_ctc.isneginf() | log_llm.isneginf(), -torch.inf)
+        if mixed.isneginf().all():
+            return scores
         left = torch.log1p(-log_llm[is_sign].exp().sum().clamp(max=1 - 1e-6))
         mixed = mixed - mixed.logsumexp(dim=-1) + left
         return torch.where(is_sign, log_llm, mixed).to(scores.dtype)

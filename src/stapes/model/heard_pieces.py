@@ -49,7 +49,7 @@ class TokenPieces:
                 piece = _FREE if is_sign(token) else _NEVER
             later[token_id] = piece
             first[token_id] = number.get(f"Ġ{text}", piece)
-            if first[token_id] > 0 and token[0] in ascii_uppercase:
+            if first[token_id] > 0 and token[0] in ascii_uppercase and token[1:] == text[1:]:
                 self._opening[first[token_id]] = token_id
             elif token == "ĠI" and later[token_id] > 0:
                 self._usual[later[token_id]] = token_id

@@ -9,7 +9,7 @@ SmolLM2-135M and whisper-base, `benchmarks/int8.py` measures them again):
   Against float32 the LLM's predictions move by 0.06 nats (KL) with one digit and by 0.005 with two.
 - Rounding turns noise of 1e-7 into a whole level. With one digit, the noise that another batch size brings into
   attention moved logits by up to 2.7 and changed greedy tokens; with two by 0.06 on the same texts, and by up to 0.13
-  on 48 clips of the tiny run, which `inference.rounding_margin` allows for.
+  on 48 clips of the tiny run, which `rounding.rounding_margin` allows for.
 - The kernel (fbgemm) adds pairs of products in 16 bits on CPUs without VNNI, and saturates: 64-levels times weights in
   [-127, 127] stay below (2·128·127 < 2^15), where 8-bit activations would leave the weights 7 bits.
 - On one core with VNNI an encoder of 10 s, a prefill of 90 tokens and a cached step are 2.0, 2.6 and 2.0 times as fast

@@ -35,7 +35,7 @@ _NEVER = ("speech_encoder", "sound_encoder", "connector", r".*\.lora_[AB]")
 def check_installed() -> None:
     """Raise ValueError if bitsandbytes is not there."""
     if find_spec("bitsandbytes") is None:
-        raise ValueError("4-bit weights need the package bitsandbytes; install it: `pip install 'stapes[qlora]'`")
+        raise ValueError("4-bit weights need the package bitsandbytes; install it: `pip install bitsandbytes`")
 
 
 def check_stored(quantization: dict[str, Any] | None) -> None:

@@ -49,9 +49,11 @@ class SoundNamer(nn.Module):
         """
         frames = self.norm_in(frames) * frames_mask[:, :, None]
         num_frames = frames_mask.sum(dim=1, keepdim=True).clamp(min=1)
-        mean = frames.sum(dim=1) / num_frames
-        variance = frames.square().sum(dim=1) / num_frames - mean.square()
-        clip = torch.cat([mean, (variance.clamp(min=0) + 1e-6).sqrt()], dim=-1)
+        # Sums over a clip leave the range of float16, and their difference the digits of either 16-bit format.
+        exact = frames.float()
+        mean = exact.sum(dim=1) / num_frames
+        variance = exact.square().sum(dim=1) / num_frames - mean.square()
+        clip = torch.cat([mean, (variance.clamp(min=0) + 1e-6).sqrt()], dim=-1).to(frames.dtype)
         slots = to_sound @ frames
         pooled = torch.cat([slots, clip[:, None].expand(-1, slots.shape[1], -1)], dim=-1)
         hidden = self.dropout(nn.functional.silu(self.pool(pooled)))

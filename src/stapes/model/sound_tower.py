@@ -169,7 +169,10 @@ class SoundTower(PreTrainedModel):
                 is_longer = torch.zeros(1, 1, dtype=torch.bool, device=features.device)
                 steps = tower(input_features=views, is_longer=is_longer).last_hidden_state.mean(dim=2)
             case _:
-                steps = tower(input_values=features.T).last_hidden_state.transpose(1, 2)
+                # The rest of a long clip may be shorter than what one step is made of.
+                missing = max(0, _samples_of_a_step(config) - len(features))
+                samples = nn.functional.pad(features.T, (0, missing))
+                steps = tower(input_values=samples).last_hidden_state.transpose(1, 2)
         # With one step for each frame this changes nothing.
         return nn.functional.interpolate(steps, size=num_frames, mode="nearest-exact")[0].T
 
@@ -210,6 +213,15 @@ def describe_tower(tower_config: PreTrainedConfig, front_end: dict[str, Any]) ->
         case _:
             width = config.output_hidden_size if getattr(config, "add_adapter", False) else config.hidden_size
             return SoundTowerConfig(tower_config=config, hidden_size=width)
+
+
+def _samples_of_a_step(config: Any) -> int:
+    """Count the samples that one step of a stack of convolutions sees."""
+    samples, apart = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        samples += (kernel - 1) * apart
+        apart *= stride
+    return samples
 
 
 def _build_tower(config: Any) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class Speller(nn.Module):
         """
         if self.training or torch.is_grad_enabled():
             return self._make_rows()
-        if self._rows is None or self._rows.device != self.groups.weight.device:
+        if self._rows is None:
             self._rows = self._make_rows()
         return self._rows
 
@@ -64,6 +65,15 @@ class Speller(nn.Module):
         """Switch the mode; what was kept may have been learnt further."""
         self._rows = None
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Speller:
+        """Move or cast the weights (`to`, `bfloat16`, …), from which what was kept follows."""
+        self._rows = None
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._rows = None
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 def letter_groups(pieces: Sequence[str]) -> tuple[list[str], Tensor]:

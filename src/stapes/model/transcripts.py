@@ -75,7 +75,7 @@ class TranscriptChooser:
         may_follow: Tensor,
         by_phones: bool = False,
     ) -> None:
-        self._language_model, self._tokenizer, self._words = language_model, tokenizer, words
+        self._language_model, self._tokenizer, self.words = language_model, tokenizer, words
         self._vocabulary, self._may_follow, self.by_phones = vocabulary, may_follow, by_phones
 
     @torch.inference_mode()
@@ -107,7 +107,7 @@ class TranscriptChooser:
     def _likely(self, posteriors: Probabilities, pieces: Tensor) -> list[HeardText]:
         """List the texts that the LLM is to choose among."""
         search = search_phones if self.by_phones else search_words
-        found = search(posteriors, self._words)
+        found = search(posteriors, self.words)
         spelt = [self._vocabulary.encode(text.words) for text in found]
         fits = score_pieces(pieces, spelt).cpu().numpy() + [text.log_ctc + text.log_prior for text in found]
         return [found[at] for at in np.argsort(-fits, kind="stable")[:CANDIDATES].tolist()]
