@@ -2,7 +2,7 @@
 
     python models/stapes-tiny/make_questions.py DATA MORE[,MORE…] OUT
 
-DATA holds arctic_*, speech_*, words_* and sounds_* manifests, MORE are manifests of `stapes data synth` and
+DATA holds arctic_*, speech_* and sounds_* manifests, MORE are manifests of `stapes data synth` and
 make_sounds.py. OUT gets, for `train` and `test`: speaking_*.jsonl (is someone speaking?), drum_*.jsonl (is a drum being
 hit?), animal_*.jsonl (which animal?), instrument_*.jsonl (which instrument?) and count_*.jsonl (how many words?). Yes
 and no are equally frequent. Questions for training come from *_train and MORE, those for testing from *_test alone.

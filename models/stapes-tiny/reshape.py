@@ -73,8 +73,10 @@ def main() -> None:
             for name, tensor in learnt.items()
             if name.startswith("letters.") and not name.startswith("letters.out")
         }
-    if new.letters is None:
-        learnt = {name: tensor for name, tensor in learnt.items() if not name.startswith("letters.")}
+    if merges != before.ctc_merges:
+        learnt.pop("speller.groups.weight", None)  # its rows are numbered by the pieces
+    sizes = {name: tensor.shape for name, tensor in new.state_dict().items()}
+    learnt = {name: tensor for name, tensor in learnt.items() if sizes.get(name) == tensor.shape}
     model.connector, model.config.connector_config = new, shape
     begin_connector(model, vocabulary)
     fresh, unexpected = new.load_state_dict(learnt, strict=False)
