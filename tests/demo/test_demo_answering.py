@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from stapes.data.prompts import TEST_INSTRUCTIONS
 from stapes.demo.answering import Panel, Reply, names_of
 from stapes.errors import AudioError, UsageError
 from stapes.inference import AudioLM
@@ -56,6 +57,18 @@ def test_what_is_seen_meanwhile(panel: Panel, clip: Path) -> None:
     for row in (0, 1):
         texts = [replies[row].text for replies in seen]
         assert all(after.startswith(before) for before, after in pairwise(texts))
+
+
+def test_a_model_is_seen_at_work_before_its_work_begins(clip: Path, tiny_model_and_processor: ModelFactory) -> None:
+    """Transcripts that CTC has a say in are heard before there is a stream; the card must not say "waiting" then."""
+    lm = AudioLM(*tiny_model_and_processor("ctc_compressor"))
+    lm.model.config.connector_config.ctc_weight = 0.5
+    seen: list[str] = []
+    encoded: list[list[str]] = []
+    lm.model.speech_encoder.register_forward_pre_hook(lambda _module, _inputs: encoded.append(list(seen)))
+    for (reply,) in Panel({"a": lm}, max_audio_s=3, max_new_tokens=4).ask(clip, TEST_INSTRUCTIONS["asr"]):
+        seen.append(reply.state)
+    assert encoded == [["waiting", "speaking"]]
 
 
 def test_what_an_answer_cost(panel: Panel, clip: Path) -> None:
@@ -114,10 +127,12 @@ def test_one_model_call_at_a_time(panel: Panel, clip: Path) -> None:
 
 def test_one_who_leaves_lets_the_next_one_in(panel: Panel, clip: Path) -> None:
     panel.max_new_tokens = 900
-    asking = panel.ask(clip, "Hi?")
-    next(asking)
-    assert next(asking)[0].state == "speaking"
-    asking.close()  # type: ignore[attr-defined]  # a generator
+    for number in (2, 3):  # before its stream is made, and while that speaks
+        asking = panel.ask(clip, "Hi?")
+        replies = [next(asking)[0] for _ in range(number)]
+        assert [reply.state for reply in replies[1:]] == ["speaking"] * (number - 1)
+        assert bool(replies[-1].text) is (number == 3)
+        asking.close()  # type: ignore[attr-defined]  # a generator
     calls = note_calls(panel)
     panel.max_new_tokens = 4
     assert list(panel.ask(clip, "Hi?"))[-1][1].state == "done"

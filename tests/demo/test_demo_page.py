@@ -63,6 +63,21 @@ def test_a_model_that_fails_is_a_line_here_and_a_traceback_in_the_terminal(
     assert "Traceback" in caplog.text
 
 
+def test_answers_that_are_complete_outlive_the_failure_of_the_next_model(
+    clip: str, tiny_model_and_processor: ModelFactory
+) -> None:
+    def fail(_module: Any, _inputs: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    models = {name: AudioLM(*tiny_model_and_processor(seed=2)) for name in ("a", "b", "c")}
+    models["b"].model.register_forward_pre_hook(fail)
+    panel = Panel(models, max_audio_s=10, max_new_tokens=8)
+    *_, (_, *before), (error, *after) = _answer(panel, clip, "Hi?")
+    assert error["value"] == message("The model failed (RuntimeError); the terminal of `stapes demo` says why.")
+    assert 'class="card done"' in before[0]
+    assert after == [before[0], *map(card, panel.idle()[1:])]
+
+
 def test_stopping_marks_each_card(panel: Panel) -> None:
     idle = card(panel.idle()[0])
     busy = idle.replace('aria-busy="false"', 'aria-busy="true"')

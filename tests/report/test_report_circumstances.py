@@ -151,6 +151,28 @@ def test_commands_measure_the_same_again(run_folder, monkeypatch):
     )
 
 
+def test_each_variant_of_each_run_is_measured_again_in_a_folder_of_its_own(finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "x/a"):
+        shutil.copytree(finished_run, tmp_path / name)
+
+    def outs(*folders: str | Path) -> list[str]:
+        commands = scored(collect(list(map(Path, folders)))).commands
+        return [command.rpartition(" --out ")[2] for command in commands]
+
+    names = ("tune", "merge_lora", "quantize")
+    assert outs("a") == [f"new/{name}" for name in names]
+    assert outs("a", "b") == [f"new/{run}/{name}" for run in "ab" for name in names]
+    # Runs that are called the same go by their paths, which must not lead out of `new`.
+    assert outs("a", tmp_path / "x/a") == [f"new/{run}/{name}" for run in ("a", "x/a") for name in names]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert outs("../a", tmp_path / "x/a") == [
+        *(f"new/up/a/{name}" for name in names),
+        *(f"new/root{tmp_path}/x/a/{name}" for name in names),
+    ]
+
+
 def test_no_command_names_a_model_folder_that_is_not_there(run_folder):
     shutil.rmtree(run_folder / "tune")
     collected = collect([run_folder])

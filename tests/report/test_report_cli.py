@@ -32,7 +32,7 @@ def test_json_is_one_document(run_folder, tmp_path):
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
     assert printed["report"] == str(tmp_path / "out/report.html")
-    assert printed["runs"] == [{"run": "tiny", "folder": str(run_folder), "missing": []}]
+    assert printed["runs"] == [{"run": "tiny", "folder": str(run_folder), "missing": [], "left_out": []}]
     assert [(v["run"], v["variant"], v["baseline"]) for v in printed["variants"]] == [
         ("tiny", name, "tune") for name in ("tune", "merge_lora", "quantize")
     ]
@@ -92,6 +92,17 @@ def test_the_table_fits_100_columns_and_says_what_it_was_measured_on(run_folder,
     assert "seed of the intervals 0" in together
     assert "tiny: bench/quantize: begun, not finished" in together
     assert "quantize: parameters, files, peak at load, peak at run, TTFT, TPOT, RTF not measured" in together
+
+
+def test_what_an_earlier_recipe_made_is_named_and_left_out(run_folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    recipe = run_folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("- {kind: quantize}\n", ""))
+    collected = collect([run_folder])
+    assert summarize(collected)["runs"][0]["left_out"] == ["quantize", "eval/quantize", "bench/quantize"]
+    print_table(collected)
+    told = "tiny: made by an earlier recipe, and left out here: quantize, eval/quantize, bench/quantize"
+    assert capsys.readouterr().out.splitlines()[-1] == told
 
 
 def test_variants_that_do_not_fit_go_into_a_further_table(finished_run, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 from written_runs import make_bench, make_environment
 
 from stapes.errors import StapesError
@@ -49,6 +50,95 @@ def test_an_unfinished_run_says_what_is_missing(run_folder):
         ("tune", False, True),
         ("merge_lora", True, True),
     ]
+
+
+def change_recipe(folder, **changes) -> None:
+    """Write other sections into a run's recipe; None takes one out."""
+    path = folder / "recipe.yaml"
+    recipe = {**yaml.safe_load(path.read_text()), **changes}
+    path.write_text(yaml.safe_dump({key: value for key, value in recipe.items() if value is not None}))
+
+
+def start_from_a_model(folder) -> None:
+    """Turn a run into one of a trained model, gone on with by a stage and a step; it is not scored."""
+    changes = {"start_from": "stapes-tiny", "train": {"tune": {"max_steps": 60}}, "compress": [{"kind": "merge_lora"}]}
+    change_recipe(folder, **changes, evaluate=None)
+    for name in ("align", "quantize", "eval", "bench/quantize"):
+        shutil.rmtree(folder / name)
+    write_json(folder / "base/step.json", {"step": "base", "environment": make_environment(3)})
+    write_json(folder / "bench/base/step.json", {"step": "bench/base", "environment": make_environment(30)})
+    write_json(folder / "bench/base/bench.json", make_bench("tune") | {"variant": "base"})
+
+
+def test_the_model_that_a_run_starts_from_is_its_baseline(run_folder):
+    start_from_a_model(run_folder)
+    collected = collect([run_folder])
+    assert [variant.name for variant in collected.variants] == ["base", "tune", "merge_lora"]
+    assert {variant.baseline for variant in collected.variants} == {"base"}
+    assert collected.runs[0].missing == ()
+
+
+def test_the_model_that_a_run_starts_from_can_be_missing(run_folder):
+    start_from_a_model(run_folder)
+    change_recipe(run_folder, evaluate={"data": ["test.jsonl"]})
+    for name in ("base", "bench/base"):
+        shutil.rmtree(run_folder / name)
+    assert collect([run_folder]).runs[0].missing == (
+        "base: not made yet",
+        "eval/base: not made yet",
+        "eval/tune: not made yet",
+        "eval/merge_lora: not made yet",
+        "bench/base: not made yet",
+    )
+
+
+@pytest.mark.parametrize("line", ["", "train: null\n", "train: {}\n"])
+def test_a_run_that_starts_from_a_model_need_not_train(run_folder, line):
+    start_from_a_model(run_folder)
+    change_recipe(run_folder, train=None)
+    with (run_folder / "recipe.yaml").open("a") as stream:
+        stream.write(line)
+    for name in ("tune", "bench/tune"):
+        shutil.rmtree(run_folder / name)
+    collected = collect([run_folder])
+    assert [variant.name for variant in collected.variants] == ["base", "merge_lora"]
+    assert collected.runs[0].missing == ()
+
+
+def test_what_an_earlier_recipe_made_is_left_out_and_named(run_folder):
+    """A run that goes on with less leaves in its folder what was made of the rest."""
+    change_recipe(run_folder, train={"tune": {"max_steps": 60}}, compress=[])
+    (run_folder / "bench/quantize").rename(run_folder / "bench/quantize.partial")
+    (run_folder / "align").rename(run_folder / "align.partial")
+    collected = collect([run_folder])
+    (run,) = collected.runs
+    assert [variant.name for variant in collected.variants] == ["tune"]
+    assert [stage.name for stage in run.stages] == ["tune"]
+    assert [step["step"] for step in run.steps] == ["data_check", "tune", "eval/tune", "bench/tune"]
+    assert run.missing == ()
+    assert run.left_out == (
+        *("align.partial", "merge_lora", "quantize"),
+        *("eval/merge_lora", "eval/quantize", "bench/merge_lora", "bench/quantize.partial"),
+    )
+
+
+def test_what_was_measured_by_hand_stays_whatever_the_recipe_says(run_folder):
+    """It bears no `step.json`; without a recipe nothing is known to be of another one."""
+    change_recipe(run_folder, train={"tune": {"max_steps": 60}}, compress=[{"kind": "merge_lora"}])
+    for name in ("eval/quantize", "align"):
+        (run_folder / name / "step.json").unlink()
+    collected = collect([run_folder])
+    assert [(v.name, v.scores is not None, v.bench is not None) for v in collected.variants] == [
+        ("tune", True, True),
+        ("merge_lora", True, True),
+        ("quantize", True, False),
+    ]
+    assert [stage.name for stage in collected.runs[0].stages] == ["tune", "align"]
+    assert collected.runs[0].left_out == ("quantize", "bench/quantize")
+    (run_folder / "recipe.yaml").unlink()
+    collected = collect([run_folder])
+    assert [variant.bench is not None for variant in collected.variants] == [True, True, True]
+    assert collected.runs[0].left_out == ()
 
 
 def test_losses_of_a_stage_under_way_are_read_up_to_the_line_being_written(run_folder):

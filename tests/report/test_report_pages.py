@@ -158,6 +158,19 @@ def test_an_unfinished_run_shows_what_is_there(run_folder, tmp_path):
     assert "quantize: begun, not finished" in (tmp_path / "out/report.md").read_text()
 
 
+def test_what_an_earlier_recipe_made_is_named_and_no_more(run_folder, tmp_path):
+    recipe = run_folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("- {kind: quantize}\n", ""))
+    page = build(run_folder, out=tmp_path / "out", num_samples=1)
+    text = (tmp_path / "out/report.md").read_text()
+    line = "made by an earlier recipe, and left out here: quantize, eval/quantize, bench/quantize"
+    assert f"tiny: {line}." in page.words
+    assert f"tiny: {escape_markdown(line)}." in text
+    for words in (page.words, text):
+        assert words.count("quantize") == 3
+        assert "not finished" not in words
+
+
 def test_a_run_without_measurements_has_dashes_and_no_plots_of_them(run_folder, tmp_path):
     shutil.rmtree(run_folder / "bench")
     page = build(run_folder, out=tmp_path / "out", num_samples=0)

@@ -4,6 +4,8 @@ import re
 import shutil
 from xml.etree import ElementTree
 
+from written_runs import make_predictions, write_eval
+
 from stapes.report import Collected, collect
 from stapes.report.plots import SERIES, Chart, draw_latency, draw_losses, draw_tradeoff, part_colours
 from stapes.report.tradeoff import build_panels
@@ -51,6 +53,19 @@ def test_tradeoff_names_its_axes_points_and_front(finished_run):
     assert panel.finding in chart.alt
     assert chart.svg.count("stroke-dasharray") == 1  # the front
     assert draw_tradeoff(panel, [variant.label for variant in collected.variants]) == chart
+
+
+def test_an_interval_that_rounding_puts_beside_its_value_is_drawn(run_folder):
+    """One sample with one of three words wrong: 100 * 1 / 3 and 100 * (1 / 3) differ in the last bit."""
+    shutil.rmtree(run_folder / "eval/quantize")
+    spoken = make_predictions(run_folder, 0.0, 0, samples=1)[0]
+    spoken |= {"target": "a red house", "text": "a red horse"}
+    for variant in ("tune", "merge_lora"):
+        wer = write_eval(run_folder, variant, [spoken])["tasks"]["asr"]["metrics"]["wer"]
+        assert wer["high"] < wer["value"]
+    collected = collect([run_folder])
+    chart = draw_tradeoff(build_panels(collected)[0], [variant.label for variant in collected.variants])
+    assert chart.alt.startswith("WER against TTFT: tune 33.3 % at 412.0 ms; merge_lora 33.3 % at 398.0 ms. ")
 
 
 def test_labels_of_points_in_one_place_do_not_cover_each_other(finished_run, tmp_path):

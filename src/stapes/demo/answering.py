@@ -113,13 +113,13 @@ class Panel:
 
     def _reply(self, reply: Reply, lm: AudioLM, waveform: np.ndarray, instruction: str) -> Generator[Reply]:
         with self._busy:
+            # Before the stream is made: it hears the sound, and may choose a transcript, which takes seconds.
+            yield (reply := replace(reply, state="speaking"))
             device = lm.model.device
             memory = memory_kind(device) if device.type in ("cpu", "cuda") else None
             if memory:
                 reset_peak(device)
-            stream = lm.stream(waveform, instruction, max_new_tokens=self.max_new_tokens)
-            try:
-                yield (reply := replace(reply, state="speaking"))
+            with closing(lm.stream(waveform, instruction, max_new_tokens=self.max_new_tokens)) as stream:
                 shown_s = 0.0
                 for piece in stream:
                     reply = replace(reply, text=reply.text + piece)
@@ -128,8 +128,6 @@ class Panel:
                         shown_s = perf_counter()
                 peak = peak_bytes(device) if memory else None
                 yield replace(reply, state="done", figures=_figures(stream, waveform, peak, memory))
-            finally:
-                stream.close()
 
 
 def _figures(stream: AnswerStream, waveform: np.ndarray, peak: int | None, memory: MemoryKind | None) -> Figures:

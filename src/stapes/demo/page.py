@@ -14,7 +14,7 @@ import gradio as gr
 from ..data.prompts import TEST_INSTRUCTIONS
 from ..data.sample import TASKS, Task
 from ..errors import StapesError
-from .answering import Panel
+from .answering import Panel, Reply
 from .cards import about, card, message, stopped
 from .clips import Clip
 
@@ -168,15 +168,16 @@ def _on(event: Callable[..., Any], do: Callable[..., Any], inputs: list[Any], **
 
 def _answer(panel: Panel, audio: str | None, instruction: str | None) -> Iterator[list[Any]]:
     """Yield the message and the cards, again and again, while the models speak."""
+    replies = panel.idle()
     try:
         for replies in panel.ask(audio, instruction):
             yield [gr.update(value="", visible=False), *map(card, replies)]
     except StapesError as error:
-        yield _failed(panel, str(error))
+        yield _failed(replies, str(error))
     except Exception as error:
         # People at the page get one line, and whoever started it the rest.
         _log.exception("the model failed")
-        yield _failed(panel, f"The model failed ({type(error).__name__}); the terminal of `stapes demo` says why.")
+        yield _failed(replies, f"The model failed ({type(error).__name__}); the terminal of `stapes demo` says why.")
 
 
 def _stop(*shown: str) -> list[str] | str:
@@ -184,8 +185,10 @@ def _stop(*shown: str) -> list[str] | str:
     return halted if len(halted) > 1 else halted[0]  # gradio takes a list for the one card's text
 
 
-def _failed(panel: Panel, text: str) -> list[Any]:
-    return [gr.update(value=message(text), visible=True), *map(card, panel.idle())]
+def _failed(replies: Sequence[Reply], text: str) -> list[Any]:
+    """Show a message, and of the answers those that were complete before."""
+    kept = [reply if reply.state == "done" else Reply(reply.model) for reply in replies]
+    return [gr.update(value=message(text), visible=True), *map(card, kept)]
 
 
 def _lay_out_examples(clips: Sequence[Clip], buttons: Sequence[gr.Button]) -> None:

@@ -246,8 +246,14 @@ def _eval_commands(variants: Sequence[Variant]) -> list[str]:
             words += [f"--{key.replace('_', '-')}", str(scores[key])] if scores.get(key) is not None else []
         if "paired" in scores and (baseline := _eval_folder(variant, scores["paired"]["against"])).is_dir():
             words += ["--against", shorten(baseline)]
-        commands.append(shlex.join([*words, "--out", f"new/{variant.name}"]))
+        commands.append(shlex.join([*words, "--out", _new_folder(variant)]))
     return commands
+
+
+def _new_folder(variant: Variant) -> str:
+    """Name a folder below `new` for each variant; labels begin with paths where runs are called the same."""
+    path = Path(shorten(variant.label))
+    return str(Path("new", *({"..": "up", path.anchor: "root"}.get(part, part) for part in path.parts)))
 
 
 def _eval_folder(variant: Variant, name: str) -> Path:

@@ -14,6 +14,11 @@ from ..errors import StapesError
 from ..files import read_json
 
 _PARTIAL = ".partial"
+_PLACES = ("*", "eval/*", "bench/*")
+"""Where steps lie in a run folder."""
+
+LEFT_OUT = "made by an earlier recipe, and left out here"
+"""What is said of the folders in `Run.left_out`."""
 _PREDICTION_KEYS = ("id", "task", "audio", "prompt", "target", "text", "num_tokens", "truncated")
 
 
@@ -67,6 +72,8 @@ class Run:
         stages: of training, in order.
         steps: `step.json` of each finished step, in the order they were made.
         missing: what a reader would look for in vain, one line each.
+        left_out: folders of steps that an earlier recipe made and the present one does not have; nothing of them is
+            read, as what they were made from may be gone.
         recipe: text of the resolved recipe, None if there is none.
     """
 
@@ -75,6 +82,7 @@ class Run:
     stages: tuple[Stage, ...]
     steps: tuple[dict[str, Any], ...]
     missing: tuple[str, ...]
+    left_out: tuple[str, ...]
     recipe: str | None
 
 
@@ -106,8 +114,9 @@ def collect(folders: Sequence[Path]) -> Collected:
     for folder, name in zip(folders, names, strict=True):
         label = name if names.count(name) == 1 else str(folder)
         planned, recipe = _read_recipe(folder)
-        run = _read_run(folder, label, planned, recipe)
-        found = _read_variants(folder, label, planned, prefix=f"{label}/" if len(folders) > 1 else "")
+        stale = _find_stale(folder, planned)
+        run = _read_run(folder, label, planned, stale, recipe)
+        found = _read_variants(folder, label, planned, stale, prefix=f"{label}/" if len(folders) > 1 else "")
         if not (found or run.stages or run.steps or run.recipe is not None):
             reason = "holds no recipe.yaml, eval/, bench/ nor losses" if folder.is_dir() else "no such folder"
             raise StapesError(f"{folder}: is no run folder: {reason}; `stapes run RECIPE --out {folder}` makes one")
@@ -117,7 +126,7 @@ def collect(folders: Sequence[Path]) -> Collected:
 
 
 def _read_recipe(folder: Path) -> tuple[list[str], str | None]:
-    """List the steps that the run wants to make, in order, and return the recipe's text.
+    """List the steps that the run wants to make, as `run.plan_steps` does, and return the recipe's text.
 
     Only names are taken from it: the recipe that lies in a run folder is resolved, nothing is to be filled in.
     """
@@ -127,41 +136,55 @@ def _read_recipe(folder: Path) -> tuple[list[str], str | None]:
     text = path.read_text(encoding="utf-8")
     try:
         recipe = yaml.safe_load(text)
-        stages, kinds = list(recipe["train"]), [step["kind"] for step in recipe.get("compress") or ()]
+        base = ["base"] if recipe.get("start_from") is not None else []
+        # A model that is built has to learn; one that was trained need not learn any more.
+        stages = list((recipe.get("train") or {}) if base else recipe["train"])
+        kinds = [step["kind"] for step in recipe.get("compress") or ()]
     except (yaml.YAMLError, TypeError, KeyError, AttributeError):
         raise StapesError(f"{path}: is not the resolved recipe of a run; `stapes run` writes it anew") from None
-    variants = [*stages[-1:], *kinds]
+    variants = [*base, *stages[-1:], *kinds]
     measured = [f"{part}/{name}" for key, part in (("evaluate", "eval"), ("bench", "bench")) if recipe.get(key)
                 for name in variants]  # fmt: skip
-    return ["data_check", *stages, *kinds, *measured], text
+    return ["data_check", *base, *stages, *kinds, *measured], text
 
 
-def _read_run(folder: Path, label: str, planned: list[str], recipe: str | None) -> Run:
-    marks = sorted(_finished(folder, "*/step.json", "eval/*/step.json", "bench/*/step.json"))
+def _find_stale(folder: Path, planned: list[str]) -> list[Path]:
+    """List what a run made of an earlier recipe, in which it had other steps; without a recipe there is no telling.
+
+    Only steps bear a `step.json`: what was trained or measured by hand beside them stays.
+    """
+    marks = [mark for place in _PLACES for mark in sorted(folder.glob(f"{place}/step.json"))] if planned else []
+    return [mark.parent for mark in marks if _step(folder, mark.parent) not in (*planned, "report")]
+
+
+def _read_run(folder: Path, label: str, planned: list[str], stale: list[Path], recipe: str | None) -> Run:
+    marks = sorted(_finished(folder, stale, *(f"{place}/step.json" for place in _PLACES)))
     steps = [mark for mark in map(read_json, marks) if mark.get("step") != "report"]
     steps.sort(key=_date)
     dates = {step.get("step"): _date(step) for step in steps}
     stages = [
         Stage(_plain(path.parent), _read_losses(path), path.parent.suffix != _PARTIAL)
         for path in folder.glob("*/losses.jsonl")
+        if path.parent not in stale
     ]
     # One under way has no date yet, and comes last.
     stages.sort(key=lambda stage: (_position(planned, stage.name), dates.get(stage.name, "~"), stage.name))
     begun = [
-        path.relative_to(folder).as_posix().removesuffix(_PARTIAL)
-        for pattern in ("*", "eval/*", "bench/*")
-        for path in sorted(folder.glob(pattern + _PARTIAL))
-        if _plain(path) != "report"
+        _step(folder, path)
+        for place in _PLACES
+        for path in sorted(folder.glob(place + _PARTIAL))
+        if _plain(path) != "report" and path not in stale
     ]
     wanted = [step for step in planned if not (folder / step).is_dir()]
     missing = [f"{step}: {'begun, not finished' if step in begun else 'not made yet'}" for step in wanted]
     missing += [f"{step}: begun, not finished" for step in begun if step not in wanted]
-    return Run(folder, label, tuple(stages), tuple(steps), tuple(missing), recipe)
+    left_out = tuple(path.relative_to(folder).as_posix() for path in stale)
+    return Run(folder, label, tuple(stages), tuple(steps), tuple(missing), left_out, recipe)
 
 
-def _read_variants(folder: Path, label: str, planned: list[str], *, prefix: str) -> list[Variant]:
-    scored = {path.parent.name: path.parent for path in _finished(folder, "eval/*/scores.json")}
-    measured = {path.parent.name: path for path in _finished(folder, "bench/*/bench.json")}
+def _read_variants(folder: Path, label: str, planned: list[str], stale: list[Path], *, prefix: str) -> list[Variant]:
+    scored = {path.parent.name: path.parent for path in _finished(folder, stale, "eval/*/scores.json")}
+    measured = {path.parent.name: path for path in _finished(folder, stale, "bench/*/bench.json")}
     scores = {name: _read_document(path / "scores.json", "tasks") for name, path in scored.items()}
     bench = {name: _read_document(path, "latency_ms") for name, path in measured.items()}
     names = {*scores, *bench}
@@ -188,8 +211,9 @@ def _read_variants(folder: Path, label: str, planned: list[str], *, prefix: str)
     ]
 
 
-def _finished(folder: Path, *patterns: str) -> Iterable[Path]:
-    return (path for pattern in patterns for path in folder.glob(pattern) if path.parent.suffix != _PARTIAL)
+def _finished(folder: Path, stale: list[Path], *patterns: str) -> Iterable[Path]:
+    found = (path for pattern in patterns for path in folder.glob(pattern))
+    return (path for path in found if path.parent.suffix != _PARTIAL and path.parent not in stale)
 
 
 def _read_document(path: Path, key: str) -> dict[str, Any]:
@@ -231,6 +255,10 @@ def _read_lines(path: Path, *, is_partial: bool) -> list[dict[str, Any]]:
             raise StapesError(f"{path}:{number}: holds {text[:40]}; wanted one JSON object a line")
         lines.append(line)
     return lines
+
+
+def _step(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix().removesuffix(_PARTIAL)
 
 
 def _plain(path: Path) -> str:

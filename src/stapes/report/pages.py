@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from ..environment import environment
 from ..files import write_text
 from .circumstances import describe_bench, describe_scores, environment_facts, shorten
-from .collect import Collected, Run, collect
+from .collect import LEFT_OUT, Collected, Run, collect
 from .plots import PARTS, SERIES, draw_latency, draw_losses, draw_tradeoff, part_colours
 from .samples import choose_samples
 from .summary import build_comparisons, build_headlines
@@ -138,6 +138,7 @@ def _content(collected: Collected, num_samples: int, seed: int) -> dict[str, Any
     return {
         "title": ", ".join(run.label for run in collected.runs) or "Recipes",
         "runs": collected.runs,
+        "left_out": LEFT_OUT,
         "recipes": [
             (run, shorten(run.folder / "recipe.yaml"), _relative(run.recipe)) for run in collected.runs if run.recipe
         ],

@@ -85,11 +85,15 @@ def draw_tradeoff(panel: Panel, labels: Sequence[str]) -> Chart:
         for label, score, cost in panel.points:
             x, y = cost.value or 0.0, score.value or 0.0
             index = labels.index(label)
+            interval = None
+            if score.low is not None and score.high is not None:
+                # Rounding may put a bound on the wrong side of the value, by its last bit, which matplotlib refuses.
+                interval = [[max(0.0, y - score.low)], [max(0.0, score.high - y)]]
             axes.errorbar(
                 x,
                 y,
                 xerr=None if cost.p95 is None else [[0.0], [max(0.0, cost.p95 - x)]],
-                yerr=None if score.low is None or score.high is None else [[y - score.low], [score.high - y]],
+                yerr=interval,
                 fmt=_MARKERS[index % len(_MARKERS)],
                 color=SERIES[index % len(SERIES)],
                 markersize=8,

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from .circumstances import Circumstances, describe_bench, describe_scores
-from .collect import Collected, Variant
+from .collect import LEFT_OUT, Collected, Variant
 from .table import COST, QUALITY, Cell, Table, build_table
 from .tradeoff import build_panels
 
@@ -42,20 +42,26 @@ def print_table(collected: Collected) -> None:
     for run in collected.runs:
         for missing in run.missing:
             console.print(Text(f"{run.label}: {missing}"))
+        if run.left_out:
+            console.print(Text(f"{run.label}: {LEFT_OUT}: {', '.join(run.left_out)}"))
 
 
 def summarize(collected: Collected) -> dict[str, Any]:
     """Return the comparison as one JSON-ready document.
 
     Returns:
-        `runs` (run, folder, missing), `variants` (run, variant, baseline and `columns`: each with value, unit, better,
-        best, and where there are such: low, high, p95, n, difference, or the `reason` why there is no value), `fronts`
-        (quality, cost, variants or null where they do not compare), `circumstances` and `warnings` of scores and bench.
+        `runs` (run, folder, missing, left_out), `variants` (run, variant, baseline and `columns`: each with value,
+        unit, better, best, and where there are such: low, high, p95, n, difference, or the `reason` why there is no
+        value), `fronts` (quality, cost, variants or null where they do not compare), `circumstances` and `warnings` of
+        scores and bench.
     """
     tables = [build_table(collected, columns) for columns in (QUALITY, COST)]
     described = {"scores": describe_scores(collected), "bench": describe_bench(collected)}
     return {
-        "runs": [{"run": run.label, "folder": str(run.folder), "missing": list(run.missing)} for run in collected.runs],
+        "runs": [
+            {"run": run.label, "folder": str(run.folder), "missing": list(run.missing), "left_out": list(run.left_out)}
+            for run in collected.runs
+        ],
         "variants": [
             {
                 "run": variant.run,
