@@ -146,6 +146,27 @@ def test_what_is_only_planned_can_be_read_in_a_report(tmp_path: Path) -> None:
     assert "variants of 0 runs" not in page
 
 
+def test_what_was_trained_stays_so_when_it_is_merged_and_is_nothing_before(tmp_path: Path) -> None:
+    from test_plan_models import write_model
+
+    stage = {"data": {"/x.jsonl": 1}, "max_steps": 1, "trainable": ["connector", "lora"]}
+    steps = [{"kind": "merge_lora"}, {"kind": "quantize"}]
+    values = {"name": "more", "start_from": str(write_model(tmp_path / "model")), "compress": steps}
+    path = tmp_path / "more.yaml"
+    trained = {}
+    for train in ({"more": stage}, {}):
+        path.write_text(json.dumps({**values, "train": train}))
+        (rows,) = ablation_of([path], protocol="stapes").tables.values()
+        trained |= {(bool(train), row["variant"].partition("/")[2]): row["trained"] for row in rows}
+    lora = 30 * 16 * (576 + 576 + 576 + 192)
+    assert trained[True, "more"] > lora
+    assert trained == {
+        (True, "base"): 0,
+        **dict.fromkeys([(True, name) for name in ("more", "merge_lora", "quantize")], trained[True, "more"]),
+        **dict.fromkeys([(False, name) for name in ("base", "merge_lora", "quantize")], 0),
+    }
+
+
 def test_of_an_encoder_only_the_layers_that_learn_are_counted(tmp_path: Path) -> None:
     (path,) = write_recipes(tmp_path)[:1]
     text = path.read_text()

@@ -96,6 +96,30 @@ def test_a_variant_of_the_recipe_may_fit_where_the_first_does_not() -> None:
     assert verdict.prediction.plan.variant == "quantize"
 
 
+@pytest.mark.parametrize(
+    ("trainable", "sound_encoder", "memory", "change"),
+    [
+        # What learns cannot be in 4 bits.
+        ("language_model", None, 8 * GIB, ("model.llm=meta-llama/Llama-3.2-1B-Instruct",)),
+        # What learns cannot be left out.
+        (
+            "sound_encoder",
+            "BEATs_iter3_plus_AS2M",
+            4 * GIB,
+            ("train.align.quantization={bits: 4, kind: nf4}", "model.speech_encoder=openai/whisper-small"),
+        ),
+    ],
+)
+def test_changes_that_contradict_the_recipe_are_passed_over(
+    trainable: str, sound_encoder: str | None, memory: float, change: tuple[str, ...]
+) -> None:
+    values = LARGE.model_dump(mode="json")
+    values["model"]["sound_encoder"] = sound_encoder
+    values["train"]["align"]["trainable"] = ["connector", trainable]
+    verdict = rank([Recipe.model_validate(values)], Budget(memory=memory), on_v100, small_weights="nf4")[0]
+    assert verdict.change == change
+
+
 def test_nothing_makes_a_model_fit_into_nothing() -> None:
     verdict = rank([SMALL], Budget(memory=1e6), on_v100, small_weights="nf4")[0]
     assert not verdict.fits

@@ -123,6 +123,21 @@ def test_mistakes_are_named(arguments: list[str], message: str, recipe: str) -> 
         CliRunner().invoke(app, ["plan", *given], catch_exceptions=False)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["plan"], ["plan", "--budget", "memory=1GiB"], ["plan", "SALMONN"], ["ablate"], ["ablate", "--csv", "rows.csv"]],
+)
+def test_a_recipe_of_which_nothing_is_published_is_named(words: list[str], recipe: str, tmp_path: Path) -> None:
+    from test_plan_models import write_model
+
+    model = write_model(tmp_path / "model", lora=None, int8={"skip": ["connector"]})
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump({"name": "small", "start_from": str(model)}))
+    verb, *options = [recipe if word == "SALMONN" else word for word in words]
+    with pytest.raises(UsageError, match="small: --protocol nota has no int8 linears"):
+        CliRunner().invoke(app, [verb, str(path), "--protocol", "nota", *options], catch_exceptions=False)
+
+
 def test_planning_loads_no_torch(recipe: str) -> None:
     code = (
         "import sys; from stapes.cli.main import app\n"

@@ -12,6 +12,7 @@ from stapes.errors import ModelFolderError, RecipeError, WeightsError
 from stapes.plan import plan_models
 from stapes.plan.configs import read_config
 from stapes.plan.model_plan import ModelPlan
+from stapes.plan.own import weight_bytes
 from stapes.plan.published import PUBLISHED
 from stapes.plan.shapes import Adapters, Quantization
 from stapes.recipe import Recipe
@@ -136,6 +137,40 @@ def test_quantisation_comes_from_the_recipe_or_the_checkpoint() -> None:
     assert plan_models(recipe(tune=nf4))[0].quantization == Quantization("nf4", double_quant=False)
     stored = plan_models(recipe(tune=nf4, model={"llm": "unsloth/Llama-3.2-1B-Instruct-bnb-4bit"}))[0]
     assert stored.quantization == Quantization("nf4", is_stored=True)
+
+
+def test_what_compression_writes_is_in_4_bits_no_more() -> None:
+    nf4 = {"quantization": {"bits": 4, "kind": "nf4"}}
+    qlora, steps = {**LORA, **nf4}, [{"kind": "merge_lora"}, {"kind": "quantize"}]
+    tuned, merged, quantised = plan_models(recipe(tune=qlora, compress=steps))
+    assert [plan.quantization for plan in (tuned, merged, quantised)] == [Quantization("nf4"), None, None]
+    assert weight_bytes(merged, "float32")["language_model"] == 4 * 134_515_008
+    assert plan_models(recipe(tune=nf4, compress=steps[1:]))[1].quantization is None
+    # A GPTQ is not read, so that no step can write it otherwise.
+    gptq = plan_models(recipe(tune=LORA, model={"llm": "shuyuej/gemma-2-2b-it-GPTQ"}, compress=steps[:1]))
+    assert [plan.quantization.kind if plan.quantization else None for plan in gptq] == ["gptq", "gptq"]
+
+
+def test_a_trained_model_says_itself_whether_it_is_in_4_bits(tmp_path: Path) -> None:
+    """Merged, it is in float32, though the checkpoint that it names is stored in 4 bits."""
+    stored = {"speech_encoder": "openai/whisper-base", "llm": "unsloth/Llama-3.2-1B-Instruct-bnb-4bit"}
+    mlp = {"kind": "stacked_mlp", "frames_per_window": 8, "hidden_size": 2048}
+    values: dict[str, Any] = {"sources": stored, "connector_config": mlp}
+    bits = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+    (merged,) = plan_models(going_on_from(write_model(tmp_path / "merged", lora=None, **values)))
+    (trained,) = plan_models(going_on_from(write_model(tmp_path / "trained", quantization_config=bits, **values)))
+    assert merged.quantization is None
+    assert trained.quantization == Quantization("nf4", is_stored=True)
+
+
+def test_adapters_of_experts_count(tmp_path: Path) -> None:
+    lora = {"r": 4, "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
+    (tuned,) = plan_models(
+        recipe(tune={**LORA, "lora": {**lora, "lora_dropout": 0}}, model={"llm": "Qwen/Qwen1.5-MoE-A2.7B"})
+    )
+    assert tuned.parameters()["lora"] == 24 * 4 * (2048 + 2048 + 60 * (1408 + 2048))
+    (base,) = plan_models(going_on_from(write_model(tmp_path / "model", lora=lora)))
+    assert base.adapters == tuned.adapters == Adapters(4, ("q_proj",), ("mlp.experts.down_proj",))
 
 
 def test_a_stage_converts_what_its_files_hold_in_16_bits(tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ def test_dropped_layers_are_loaded_first() -> None:
     assert memory_gib(plan) == pytest.approx(5.87, rel=0.006)
     predicted = predict_nota_memory(plan, 8_519_680)
     assert predicted.load_peak == predicted.peak.total
+    memory = predict(plan, find_device("h100-80gb"), Workload(10, 30, 16), protocol="nota").memory
+    assert memory.kv_cache == 2 * (28 - 8) * 1024 * (88 + 26 + 1) * 2
     # Whisper without 10 of 32 layers and an LLM without 8 of 28 run in less.
     assert predicted.run_peak < predict_nota_memory(salmonn(LLAMA_3B, nf4=True), 8_519_680).run_peak - 800 * MIB
 

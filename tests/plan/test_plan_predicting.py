@@ -10,6 +10,8 @@ import pytest
 
 from stapes.plan import Calibration, find_device, plan_models, predict
 from stapes.plan.allocator import GIB, MIB
+from stapes.plan.connector import MLPShape
+from stapes.plan.encoders import BeatsShape
 from stapes.plan.model_plan import ModelPlan
 from stapes.plan.own import Workload, activation_peak, weight_bytes
 from stapes.plan.predicting import default_workload
@@ -99,6 +101,37 @@ def test_what_is_in_reach_of_the_published_recipe() -> None:
         assert predicted == pytest.approx(gib, rel=0.05)
 
 
+def test_dropped_layers_are_loaded_first() -> None:
+    device, half = find_device("v100-32gb"), TINY.with_dropped(0.5)
+    assert half.dropped_layers == (3, 15)
+    whole, dropped = (predict(model, device, WORK).memory for model in (TINY, half))
+    assert dropped.load_peak == whole.load_peak == dropped.peak
+    assert dropped.at == "load: weights"
+    assert dropped.by_part["language_model"] == 4 * 134_515_008
+    assert sum(dropped.by_part.values()) == dropped.peak
+    gone = 4 * (TINY.parameters()["total"] - half.without_dropped().parameters()["total"])
+    # Activations find room where the layers were: less is wasted.
+    assert 0 <= whole.run_peak - dropped.run_peak - gone <= whole.by_part["allocator_waste"]
+    # On a CPU what is converted is there before layers go; what is mapped is not read.
+    cpu, converted = find_device("cpu", 2), ("speech_encoder", "language_model")
+    models = [replace(model, converted=converted) for model in (TINY, half)]
+    whole, dropped = (predict(model, cpu, WORK, calibration=CALIBRATION).memory for model in models)
+    assert dropped.load_peak == whole.load_peak == dropped.peak
+    assert whole.run_peak - dropped.run_peak == gone
+
+
+def test_a_long_clips_sound_is_encoded_in_blocks() -> None:
+    """Beyond 30.08 s the biases of BEATs' attention grow no more, only what is kept of all frames."""
+    model = replace(TINY, sound=BeatsShape(), connector=MLPShape(512 + 768, 576, 8, 2048))
+    one, two = (activation_peak(model, Workload(audio_s, 30, 16), "float32") for audio_s in (60, 120))
+    assert one.phase == two.phase == "run: encoder"
+    # Bias and a layer's own, residual, normed, and wide before and after its GELU: of one block.
+    block = 2 * 12 * 1504**2 + 3 * 1504 * 768 + 2 * 1504 * 3072
+    # Features, and the frames of both encoders: of the whole clip.
+    assert one.total == 4 * (block + 6000 * 80 + 3000 * 512 + 2992 * 768)
+    assert two.total == 4 * (block + 12_000 * 80 + 6000 * 512 + 5992 * 768)
+
+
 def test_four_bits_widen_one_linear_at_a_time() -> None:
     small = replace(TINY, quantization=Quantization("nf4"))
     assert activation_peak(small, WORK, "float32").total > activation_peak(TINY, WORK, "float32").total - MIB
@@ -121,6 +154,11 @@ def test_a_table_whose_head_is_another_tensor_is_hardly_read() -> None:
     memory = predict(untied, find_device("cpu", 2), WORK, calibration=CALIBRATION).memory
     assert untied.parameters()["language_model"] == 134_515_008 + 49_152 * 576
     assert memory.by_part["language_model"] == 4 * 134_515_008
+    # Read from 16 bits it is no page of a file, but memory of its own.
+    converted = replace(untied, converted=("language_model",))
+    all_of_it = predict(converted, find_device("cpu", 2), WORK, calibration=CALIBRATION).memory
+    assert all_of_it.run_peak - memory.run_peak == 4 * 49_152 * 576
+    assert all_of_it.load_peak - memory.load_peak == 6 * (134_515_008 + 49_152 * 576)
 
 
 def test_int8_is_there_as_stored_and_as_the_kernel_wants_it() -> None:
@@ -139,6 +177,13 @@ def test_conversion_at_load_is_a_peak_of_its_own() -> None:
     assert memory.load_peak == 400 * MIB + memory.by_part["tokenizer"] + 6 * 134_515_008
     assert memory.peak == memory.load_peak
     assert memory.at == "load: conversion to float32"
+    assert memory.by_part == {
+        "process": 400 * MIB,
+        "tokenizer": 1000 * TINY.llm.tokenizer_length,
+        "language_model": 4 * 134_515_008,
+        "load copies": 2 * 134_515_008,
+    }
+    assert sum(memory.by_part.values()) == memory.peak
 
 
 def test_without_a_calibration_a_cpu_has_no_times_and_says_what_is_missing() -> None:
@@ -148,6 +193,15 @@ def test_without_a_calibration_a_cpu_has_no_times_and_says_what_is_missing() -> 
     assert "--calibrate" in predicted.no_latency
     assert predicted.memory.missing is not None
     assert predicted.memory.by_part["process"] == 0
+
+
+def test_a_cpu_computes_in_float32_whatever_is_asked_for() -> None:
+    device = find_device("cpu", 2)
+    full, half = (
+        predict(TINY, device, WORK, dtype=dtype, calibration=CALIBRATION).to_dict() for dtype in ("float32", "float16")
+    )
+    assert half["dtype"] == "float32"
+    assert half == full
 
 
 def test_times_add_up() -> None:

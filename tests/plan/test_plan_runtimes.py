@@ -69,5 +69,11 @@ def test_what_is_exported(name: str) -> None:
     assert runtime(replace(mlp(8), llm=experts), name).verdict == "partly"
 
 
-def test_pytorch_runs_everything() -> None:
-    assert {runtime(plan, "PyTorch").verdict for plan in (mlp(8), replace(mlp(8), int8_skip=()))} == {"yes"}
+def test_pytorch_runs_everything_that_we_read() -> None:
+    nf4, gptq = (replace(mlp(8), quantization=Quantization(kind, is_stored=True)) for kind in ("nf4", "gptq"))
+    assert {runtime(plan, "PyTorch").verdict for plan in (mlp(8), replace(mlp(8), int8_skip=()), nf4)} == {"yes"}
+    assert runtime(gptq, "PyTorch") == Runtime(
+        "PyTorch",
+        "no",
+        why_not="weights stored by GPTQ are not read; take the LLM in full precision, and `quantization` in a stage",
+    )

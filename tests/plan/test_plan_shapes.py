@@ -144,16 +144,40 @@ def test_a_connector_counts_tokens_as_the_model_does() -> None:
             assert shape.num_tokens(-(-frames // 2)) == expected
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear", r".*\.(gate|up)_proj"])
-def test_adapters_sit_where_peft_puts_them(targets: Any) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "targets"),
+    [
+        ("llama", ["q_proj", "v_proj"]),
+        ("llama", "all-linear"),
+        ("llama", r".*\.(gate|up)_proj"),
+        ("llama", ["self_attn.q_proj", "model.layers.1.mlp.up_proj", "n.k_proj"]),
+        ("qwen2_moe", ["o_proj", "shared_expert.gate_proj"]),
+    ],
+)
+def test_adapters_sit_where_peft_puts_them(model_type: str, targets: Any) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    model, config = build_llm("llama")
+    model, config = build_llm(model_type)
     inject_adapter_in_model(LoraConfig(r=4, target_modules=targets), model)
     found = sorted(parameter.numel() for name, parameter in model.named_parameters() if ".lora_" in name)
     adapters = Adapters(4, tuple(targets) if isinstance(targets, list) else targets)
     weights = LLMShape.from_config(config, "x").weights()
     assert planned([pair for weight in weights if adapters.fits(weight) for pair in adapters.weights(weight)]) == found
+
+
+@pytest.mark.parametrize("name", ["Qwen-MoE", "OLMoE", "GraniteMoE"])
+def test_adapters_of_experts_are_as_large_as_pefts(name: str) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    from stapes.model.families import FAMILIES as KNOWN
+
+    family = next(family for family in KNOWN if family.name == name)
+    model, config = build_llm(family.model_types[0])
+    inject_adapter_in_model(LoraConfig(r=4, target_modules=["q_proj"], target_parameters=[*family.experts]), model)
+    found = sum(parameter.numel() for name, parameter in model.named_parameters() if ".lora_" in name)
+    adapters = Adapters(4, ("q_proj",), family.experts)
+    weights = LLMShape.from_config(config, "x").weights()
+    assert sum(pair.size for weight in weights if adapters.fits(weight) for pair in adapters.weights(weight)) == found
 
 
 def test_sound_encoders_count_as_published() -> None:
@@ -219,3 +243,6 @@ def test_bytes_of_quantised_weights() -> None:
     gptq = Quantization("gptq", group_size=128, double_quant=False)
     assert stored_bytes(weight, "float16", gptq) == [131_072, 2 * 128 * 4, 2 * 1024 * 2, 256 * 4]
     assert stored_bytes(Weight("x", (8,)), "float32", gptq) == [32]
+    # One group for all inputs.
+    gptq = Quantization("gptq", group_size=-1, double_quant=False)
+    assert stored_bytes(weight, "float16", gptq) == [131_072, 128 * 4, 1024 * 2, 256 * 4]

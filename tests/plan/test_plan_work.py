@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stapes.plan.connector import MLPShape, QFormerShape
-from stapes.plan.encoders import BeatsShape, WhisperShape
+from stapes.plan.encoders import BeatsShape, EatShape, SoundShape, WhisperShape
 from stapes.plan.llm import LLMShape
 from stapes.plan.model_plan import ModelPlan
 from stapes.plan.own import Workload
@@ -134,8 +135,38 @@ def test_audio_tokens_a_second() -> None:
     assert mlp.audio_tokens_per_s == 6.25
     salmonn = replace(mlp, sound=BeatsShape(), connector=QFormerShape(1280, 576, 17, 2, "drop", 768, 2, 12, 3072))
     assert salmonn.audio_tokens_per_s == pytest.approx(2 * 50 / 17)
-    assert salmonn.num_frames(10) == 500  # the longer of 500 and 496
+    assert salmonn.num_frames(10) == 500
     assert salmonn.num_audio_tokens(30) == 2 * 88
+
+
+def test_the_speech_encoders_frames_count(tiny_model_and_processor: Any) -> None:
+    """EAT makes 56 frames of a second where Whisper makes 50: one window more, of which the model has none."""
+    model, processor = tiny_model_and_processor(sound="eat")
+    with torch.no_grad():
+        audio = model.get_audio_features(**processor.feature_extractor(np.zeros(16_000, np.float32)))
+    connector = QFormerShape(32 + 24, 64, 17, 1, "pad", 32, 1, 2, 64)
+    plan = replace(plan_of(model, "windowed_qformer"), sound=EatShape(), connector=connector)
+    assert plan.num_audio_tokens(1) == len(audio) == 3
+    stacked = replace(plan, connector=MLPShape(32 + 24, 64, 5, 64))
+    assert (stacked.num_frames(10), stacked.num_audio_tokens(10)) == (500, 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "frames"), [("beats", BeatsShape(), [1504, 1488]), ("eat", EatShape(), [1504, 1496])]
+)
+def test_a_sound_encoder_works_in_the_blocks_of_the_real_model(
+    tiny_model_and_processor: Any, name: str, shape: SoundShape, frames: list[int]
+) -> None:
+    model, processor = tiny_model_and_processor(sound=name)
+    encoded: list[int] = []
+    model.sound_encoder.patch_embedding.register_forward_hook(lambda _, __, made: encoded.append(made[0, 0].numel()))
+    with torch.no_grad():
+        model.encode(**processor.feature_extractor(np.zeros(60 * 16_000, np.float32)))
+    plan = replace(plan_of(model, "windowed_qformer"), sound=shape)
+    encoder = plan_stages(plan, Workload(60, 20, 1))[0]
+    planned = [op for op in encoder.ops if isinstance(op, Attention) and op.heads == shape.num_heads]
+    assert [op.queries for op in planned] == [op.keys for op in planned] == encoded == frames
+    assert {op.times for op in planned} == {shape.num_layers}
 
 
 def test_adapters_and_sound_encoders_are_work() -> None:
@@ -146,6 +177,9 @@ def test_adapters_and_sound_encoders_are_work() -> None:
     before, after = (plan_stages(p, Workload(10, 30, 1))[3] for p in (plan, adapted))
     assert products(after) - products(before) == 30 * 2 * 8 * (576 + 576 + 576 + 192)
     assert dict(after.layers)["adapter"] == 60
+    in_one_layer = replace(plan, adapters=Adapters(8, ("layers.1.mlp.up_proj",)))
+    once = plan_stages(in_one_layer, Workload(10, 30, 1))[3]
+    assert products(once) - products(before) == 2 * 8 * (576 + 1536)
     heard = replace(plan, sound=BeatsShape(), connector=MLPShape(512 + 768, 576, 8, 2048))
     assert plan_stages(heard, Workload(10, 30, 1))[0].flops() > plan_stages(plan, Workload(10, 30, 1))[0].flops() * 3
 

@@ -104,7 +104,11 @@ def check_protocol(protocol: Literal["stapes", "nota"], device: Any) -> None:
 def make_predictor(
     device: Any, protocol: Literal["stapes", "nota"], dtype: Any, audio_s: float | None, drop_layers: float
 ) -> Callable[[Recipe], list[Prediction]]:
-    """Make the function that predicts the variants of a recipe, with what was said on the command line."""
+    """Make the function that predicts the variants of a recipe, with what was said on the command line.
+
+    For a recipe of which the protocol knows no variant it raises UsageError.
+    """
+    from ..errors import UsageError
     from ..plan import default_workload, parts_of, plan_models, predict, read_calibration
     from ..recipe import Bench
 
@@ -117,6 +121,11 @@ def make_predictor(
         if protocol == "nota":
             # The published implementation has no int8 linears.
             plans = [plan for plan in plans if plan.int8_skip is None]
+            if not plans:
+                raise UsageError(
+                    f"{recipe.name}: --protocol nota has no int8 linears, and the recipe makes no other variant; "
+                    "leave `--protocol nota` out, or plan the recipe of the model before `quantize`"
+                )
         return [predict(plan, device, work, protocol=protocol, dtype=dtype, calibration=calibration) for plan in plans]
 
     return predict_variants

@@ -13,6 +13,7 @@ from ..errors import RecipeError
 from ..files import read_json
 from ..recipe import Recipe
 from .folders import parts_of
+from .model_plan import ModelPlan
 from .predicting import Prediction
 from .shapes import count_parameters
 
@@ -103,9 +104,12 @@ def compare_recipes(
             raise RecipeError(f"{path}: its name `{recipe.name}` is that of {names[recipe.name]}; give each its own")
         names[recipe.name] = path
         predictions = predict(recipe)
-        for prediction in predictions:
+        # Compressed, a model is what its last stage made of it; what a recipe starts from comes before its stages.
+        num_untouched = int(recipe.start_from is not None and bool(recipe.train))
+        trained = _count_trained(recipe, predictions[num_untouched].plan)
+        for index, prediction in enumerate(predictions):
             label = recipe.name if len(predictions) == 1 else f"{recipe.name}/{prediction.plan.variant}"
-            row = _describe(recipe, prediction) | {"variant": label}
+            row = _describe(recipe, prediction, trained if index >= num_untouched else 0) | {"variant": label}
             measured = _measured(runs / recipe.name, prediction.plan.variant) if runs else dict.fromkeys(_MEASURED)
             peaks = [measured.pop(key) for key in ("measured_load_bytes", "measured_run_bytes")]
             row |= measured | {"measured_peak_bytes": max((peak for peak in peaks if peak is not None), default=None)}
@@ -155,11 +159,8 @@ def to_csv(ablation: Ablation) -> str:
     return text.getvalue()
 
 
-def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
+def _describe(recipe: Recipe, prediction: Prediction, trained: int) -> dict[str, Any]:
     plan, parts = prediction.plan, parts_of(recipe)
-    parameters, weights = plan.parameters(), plan.weights()
-    trainable = {part for stage in recipe.train.values() for part in stage.trainable}
-    tuned = _tuned_layers(recipe, plan.speech.num_layers)
     targets = plan.adapters.targets if plan.adapters else None
     stored = plan.quantization.kind if plan.quantization else "int8" if plan.int8_skip is not None else prediction.dtype
     latency = prediction.latency
@@ -173,12 +174,8 @@ def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
         "adapters": ", ".join(name.removesuffix("_proj") for name in targets)
         if isinstance(targets, tuple)
         else targets,
-        "parameters": parameters["total"],
-        "trained": sum(
-            count_parameters([w for w in own if w.learns and (part != "speech_encoder" or w.name.startswith(tuned))])
-            for part, own in weights.items()
-            if part in trainable
-        ),
+        "parameters": plan.parameters()["total"],
+        "trained": trained,
         "device": prediction.device.name,
         "protocol": prediction.protocol,
         "predicted_peak_bytes": prediction.memory.peak,
@@ -188,6 +185,17 @@ def _describe(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
         "predicted_ttft_ms": None if latency is None else latency.ttft,
         "predicted_tpot_ms": None if latency is None else latency.tpot,
     }
+
+
+def _count_trained(recipe: Recipe, plan: ModelPlan) -> int:
+    """Count the parameters that learn in any stage; `plan` is the model of the last one."""
+    trainable = {part for stage in recipe.train.values() for part in stage.trainable}
+    tuned = _tuned_layers(recipe, plan.speech.num_layers)
+    return sum(
+        count_parameters([w for w in own if w.learns and (part != "speech_encoder" or w.name.startswith(tuned))])
+        for part, own in plan.weights().items()
+        if part in trainable
+    )
 
 
 def _tuned_layers(recipe: Recipe, num_layers: int) -> tuple[str, ...]:

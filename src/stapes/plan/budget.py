@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from ..errors import StapesError, UsageError
 from ..recipe import Model, Recipe
 from .folders import read_trained
@@ -159,7 +161,11 @@ def _changes(recipe: Recipe, small_weights: SmallWeights) -> Iterator[tuple[tupl
             values = recipe.model_dump(mode="json")
             for key, value in chosen:
                 _set(values, key, value)
-            yield tuple(f"{key}={_as_text(value)}" for key, value in chosen), Recipe.model_validate(values)
+            try:
+                changed = Recipe.model_validate(values)
+            except ValidationError:
+                continue  # a change that contradicts the rest of the recipe, e.g. 4 bits where they would have to learn
+            yield tuple(f"{key}={_as_text(value)}" for key, value in chosen), changed
 
 
 def _single_changes(recipe: Recipe, small_weights: SmallWeights) -> list[tuple[str, Any]]:

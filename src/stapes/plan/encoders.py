@@ -12,6 +12,9 @@ FEATURE_FRAMES_PER_S = 100
 ENCODER_FRAMES_PER_S = 50
 SAMPLE_RATE_HZ = 16_000
 WHISPER_WINDOW_S = 30.0
+# As in model/patches.py: patches of 16 frames by 16 mel bins, and how many in time are encoded together.
+_PATCH = 16
+_BLOCK_PATCHES = 188
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,12 @@ class BeatsShape:
     def num_tokens(self, audio_s: float) -> int:
         """Count the output tokens of a clip: 8 frequency patches a 160 ms block (10 s: 496)."""
         num_frames = (round(audio_s * SAMPLE_RATE_HZ) - 400) // 160 + 1
-        return max(1, num_frames // 16) * (self.num_mels // 16)
+        return max(1, num_frames // _PATCH) * (self.num_mels // _PATCH)
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that are encoded together at most: 1504, of 30.08 s."""
+        return _BLOCK_PATCHES * (self.num_mels // _PATCH)
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,12 @@ class EatShape:
     def num_tokens(self, audio_s: float) -> int:
         """Count the output tokens of a clip, padded to whole 160 ms blocks (10 s: 1008 frames, 504 tokens)."""
         num_frames = (round(audio_s * SAMPLE_RATE_HZ) - 400) // 160 + 1
-        return -(-num_frames // 16) * (self.num_mels // 16)
+        return -(-num_frames // _PATCH) * (self.num_mels // _PATCH)
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that are encoded together at most: 1504, of 30.08 s; a class token comes to each block."""
+        return _BLOCK_PATCHES * (self.num_mels // _PATCH)
 
 
 SoundShape = BeatsShape | EatShape

@@ -67,16 +67,21 @@ def read_trained(recipe: Recipe) -> TrainedModel:
             }
         )
         lora, bits = config.get("lora"), config.get("quantization_config")
-        targets = lora["target_modules"] if lora else ()
         return TrainedModel(
             model,
-            Adapters(lora["r"], targets if isinstance(targets, str) else tuple(targets)) if lora else None,
+            _read_adapters(lora) if lora else None,
             Quantization("nf4", double_quant=bool(bits.get("bnb_4bit_use_double_quant"))) if bits else None,
             tuple(config["int8"]["skip"]) if config.get("int8") else None,
         )
     except (KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise ModelFolderError(f"{folder}: its configuration does not tell what it is made of ({reason})") from error
+
+
+def _read_adapters(lora: dict[str, Any]) -> Adapters:
+    targets = lora["target_modules"]
+    parameters = tuple(lora.get("target_parameters") or ())
+    return Adapters(lora["r"], targets if isinstance(targets, str) else tuple(targets), parameters)
 
 
 def _connector_section(config: dict[str, Any]) -> dict[str, Any]:

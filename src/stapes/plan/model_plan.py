@@ -71,14 +71,27 @@ class ModelPlan:
             dropped_layers=(0, 0),
         )
 
+    def drops(self, part: Part, weight: Weight) -> bool:
+        """Tell whether a weight is in a layer that is taken out: the last ones, which are as large as any others."""
+        speech, llm = self.dropped_layers
+        match part:
+            case "speech_encoder":
+                first = self.speech.num_layers - speech
+            case "language_model" | "lora":
+                first = self.llm.num_layers - llm
+            case _:
+                return False
+        _, _, layer = weight.name.partition("layers.")
+        number = layer.partition(".")[0]
+        return number.isdigit() and int(number) >= first
+
     def num_feature_frames(self, audio_s: float) -> int:
         """Count the log-mel frames F that are encoded for a clip, padding included."""
         return int(max(audio_s, self.pad_audio_to_s or 0) * FEATURE_FRAMES_PER_S)
 
     def num_frames(self, audio_s: float) -> int:
-        """Count the frames T that reach the connector: the longer of the two encoders' streams."""
-        frames = -(-self.num_feature_frames(audio_s) // 2)
-        return max(frames, self.sound.num_tokens(audio_s)) if self.sound else frames
+        """Count the frames T that reach the connector: the speech encoder's, to which those of sound are fitted."""
+        return -(-self.num_feature_frames(audio_s) // 2)
 
     def num_audio_tokens(self, audio_s: float) -> int:
         """Count the audio tokens A of a clip."""
@@ -145,7 +158,9 @@ def plan_models(recipe: Recipe) -> list[ModelPlan]:
         trained = read_trained(recipe)
         plan = _plan_trained(recipe, trained.model, "base")
         plan = replace(plan, adapters=trained.adapters, int8_skip=trained.int8_skip)
-        plan = replace(plan, quantization=trained.quantization or plan.llm.quantization)
+        # Merged, it is in float32 even if the LLM that it names is stored in 4 bits.
+        stored = trained.quantization and (plan.llm.quantization or trained.quantization)
+        plan = replace(plan, quantization=stored)
         if recipe.train:
             plans.append(plan)
             plan = _train_further(recipe, plan)
@@ -155,11 +170,19 @@ def plan_models(recipe: Recipe) -> list[ModelPlan]:
     for step in recipe.compress:
         match step:
             case MergeLora():
-                plan = replace(plan, variant=step.kind, adapters=None)
+                plan = replace(plan, variant=step.kind, adapters=None, quantization=_dequantized(plan))
             case Quantize():
-                plan = replace(plan, variant=step.kind, int8_skip=step.skip)
+                plan = replace(plan, variant=step.kind, int8_skip=step.skip, quantization=_dequantized(plan))
         plans.append(plan)
     return plans
+
+
+def _dequantized(plan: ModelPlan) -> Quantization | None:
+    """Tell how linears are kept once a step has written in float32 what their 4 bits stand for.
+
+    A GPTQ stays one: our model cannot read it, and the published implementation, which can, has no such steps.
+    """
+    return plan.quantization if plan.quantization and plan.quantization.kind == "gptq" else None
 
 
 def _train_further(recipe: Recipe, plan: ModelPlan) -> ModelPlan:
@@ -168,7 +191,7 @@ def _train_further(recipe: Recipe, plan: ModelPlan) -> ModelPlan:
     quantizations = [stage.quantization for stage in recipe.train.values() if stage.quantization]
     adapters, quantization = plan.adapters, plan.quantization
     if loras:
-        adapters = Adapters(loras[-1].r, loras[-1].target_modules)
+        adapters = Adapters(loras[-1].r, loras[-1].target_modules, loras[-1].target_parameters)
     if quantizations and quantization is None:
         quantization = Quantization(quantizations[-1].kind, double_quant=quantizations[-1].double_quant)
     return replace(plan, variant=list(recipe.train)[-1], adapters=adapters, quantization=quantization)

@@ -86,25 +86,28 @@ class _Replay:
         self.memory = memory
 
     def load(self) -> None:
-        """Put the weights on the device; those that are quantised there arrive in fp16."""
+        """Put the weights on the device, those that are quantised there in fp16, then take out the dropped layers."""
         self.memory.phase = "load: weights"
         order: tuple[Part, ...] = ("speech_encoder", "sound_encoder", "language_model", "lora", "connector")
         assert set(order) == set(PARTS)
-        weights = self.plan.weights()
+        weights = self.loaded.weights()
+        dropped: list[Block] = []
         for part in order:
             for weight in weights[part]:
-                self._load_weight(part, weight)
+                blocks = self._load_weight(part, weight)
+                dropped += blocks if self.loaded.drops(part, weight) else []
+        self.memory.drop(*dropped)
 
-    def _load_weight(self, part: Part, weight: Weight) -> None:
-        sizes = stored_sizes(self.plan, part, weight, self.dtype)
-        quantization = self.plan.quantization
+    def _load_weight(self, part: Part, weight: Weight) -> list[Block]:
+        sizes = stored_sizes(self.loaded, part, weight, self.dtype)
+        quantization = self.loaded.quantization
         copies: list[Block] = []
         if len(sizes) > 2 and quantization is not None and not quantization.is_stored:
             scales = ceil(weight.size / quantization.group_size)
             copies = [self.memory.take(size, "load copies") for size in (weight.size * 2, scales * 4)]
-        for size in sizes:
-            self.memory.take(size, part)
+        blocks = [self.memory.take(size, part) for size in sizes]
         self.memory.drop(*copies)
+        return blocks
 
     def answer(self) -> None:
         """Encode, connect, prefill, and generate."""
@@ -169,7 +172,9 @@ class _Replay:
     def _encode_sound(self) -> Block:
         sound, drop = self.plan.sound, self.memory.drop
         assert sound is not None
-        T, D = sound.num_tokens(self.work.audio_s), sound.width
+        num_tokens, D = sound.num_tokens(self.work.audio_s), sound.width
+        output = self._take(num_tokens, D)
+        T = min(num_tokens, sound.block_tokens)
         hidden = self._take(T, D)
         kept = []
         if isinstance(sound, BeatsShape):
@@ -181,7 +186,8 @@ class _Replay:
         for _ in range(sound.num_layers):
             hidden = self._transformer_layer(hidden, T, D, sound.ffn_width)
         drop(*kept)
-        return hidden
+        drop(hidden, self._take(T, D))  # masked
+        return output
 
     def _connect(self, num_frames: int) -> Block:
         connector, drop = self.plan.connector, self.memory.drop

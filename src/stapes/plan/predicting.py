@@ -142,7 +142,7 @@ def predict(
         work: one answer.
         protocol: `nota` predicts the memory column of the published implementation, which pads every clip to 30 s
             and computes in fp16; it has its own workload and dtypes, whatever is given.
-        dtype: of weights that are not quantised.
+        dtype: of weights that are not quantised, on a GPU; a CPU computes in float32, whatever is given.
         calibration: of this machine's CPU; without it times and the process's own memory stay out.
     """
     if protocol == "nota":
@@ -154,6 +154,7 @@ def predict(
     elif isinstance(device, GPU):
         memory = _gpu_memory(plan, device, work, dtype)
     else:
+        dtype = "float32"
         memory = _cpu_memory(plan, work, calibration)
     latency, no_latency = None, None
     if isinstance(device, GPU):
@@ -180,7 +181,7 @@ def _nota_memory(plan: ModelPlan, device: GPU) -> MemoryPrediction:
         run_peak=predicted.run_peak,
         at=predicted.peak.phase,
         by_part=by_part,
-        kv_cache=plan.llm.kv_cache_bytes(length, 2),
+        kv_cache=plan.without_dropped().llm.kv_cache_bytes(length, 2),
         activations=by_part.get("activations", 0),
     )
 
@@ -203,13 +204,15 @@ def _cpu_memory(plan: ModelPlan, work: Workload, calibration: Calibration | None
     """Predict the resident set: weights are mapped from their file, and pages count once something reads them."""
     tokenizer = round(calibration.token_bytes * plan.llm.tokenizer_length) if calibration else 0
     process = calibration.process_bytes if calibration else 0
-    resident, packing = _resident_weights(plan)
+    resident, packing = _resident_weights(plan.without_dropped())
     activations = activation_peak(plan, work, "float32").total
-    by_part = {"process": process, "tokenizer": tokenizer, **resident, "activations": max(activations, packing)}
-    run_peak = sum(by_part.values())
+    base = {"process": process, "tokenizer": tokenizer}
+    run = {**base, **resident, "activations": max(activations, packing)}
     # What is converted exists twice for a while: as it is read from its file, in 16 bits, and in float32.
-    copies = sum(resident[part] + resident[part] // 2 for part in plan.converted)
-    load_peak = process + tokenizer + copies
+    whole, _ = _resident_weights(plan)
+    converted = {part: whole[part] for part in plan.converted}
+    load = {**base, **converted, "load copies": sum(size // 2 for size in converted.values())}
+    load_peak, run_peak = sum(load.values()), sum(run.values())
     missing = None
     if calibration is None:
         missing = "the process itself and its tokenizer; `stapes plan --calibrate` measures them once"
@@ -219,7 +222,7 @@ def _cpu_memory(plan: ModelPlan, work: Workload, calibration: Calibration | None
         load_peak=load_peak,
         run_peak=run_peak,
         at="load: conversion to float32" if load_peak > run_peak else "run",
-        by_part=by_part,
+        by_part=load if load_peak > run_peak else run,
         kv_cache=_kv_cache(plan, work, "float32"),
         activations=activations,
         missing=missing,
@@ -229,14 +232,15 @@ def _cpu_memory(plan: ModelPlan, work: Workload, calibration: Calibration | None
 def _resident_weights(plan: ModelPlan) -> tuple[dict[str, int], int]:
     """Sum the bytes of weights that an answer reads, by part, and what packing the largest int8 weight takes besides.
 
-    Of an embedding table only the prompt's rows are read, unless the head is the same tensor. An int8 weight is there
-    twice: as it lies in the file, and in the kernel's own order, into which it is packed through one more copy.
+    Of an embedding table only the prompt's rows are read, unless the head is the same tensor or the table is a copy,
+    converted from 16 bits. An int8 weight is there twice: as it lies in the file, and in the kernel's own order, into
+    which it is packed through one more copy.
     """
-    plan = plan.without_dropped()
     resident: dict[str, int] = {}
     packing = 0
     for part, weights in plan.weights().items():
-        read = [weight for weight in weights if weight.kind != "embedding" or plan.llm.tied]
+        is_all_read = plan.llm.tied or part in plan.converted
+        read = [weight for weight in weights if weight.kind != "embedding" or is_all_read]
         packed = [weight.size for weight in read if plan.is_int8(part, weight)]
         packing = max([packing, *packed])
         resident[part] = sum(sum(stored_sizes(plan, part, weight, "float32")) for weight in read) + sum(packed)

@@ -41,6 +41,9 @@ def describe_runtimes(plan: ModelPlan) -> list[dict[str, Any]]:
 
 
 def _pytorch(plan: ModelPlan) -> Runtime:
+    if plan.quantization is not None and plan.quantization.kind == "gptq":
+        why = "weights stored by GPTQ are not read; take the LLM in full precision, and `quantization` in a stage"
+        return Runtime("PyTorch", "no", why_not=why)
     if plan.quantization is not None and plan.quantization.kind == "nf4":
         return Runtime("PyTorch", "yes", how="bitsandbytes' 4-bit linears; on a CPU they save memory, not time")
     return Runtime("PyTorch", "yes", how="`stapes.load`, or transformers' `from_pretrained`")

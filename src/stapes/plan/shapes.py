@@ -43,7 +43,7 @@ class Quantization:
     Attributes:
         kind: `nf4` (bitsandbytes), `gptq` (packed int32 with fp16 scales), `int8` (ours: one scale an output).
         bits: of a weight.
-        group_size: weights that share a scale; of nf4 64, of int8 a whole row (0).
+        group_size: weights that share a scale; of nf4 64, of int8 a whole row (0), as of gptq if it is below 1.
         double_quant: nf4 only: the scales are themselves kept in 8 bits, 256 to a scale of theirs.
         is_stored: the checkpoint holds quantised weights; else they are quantised while they are loaded.
     """
@@ -86,7 +86,7 @@ def stored_bytes(weight: Weight, dtype: DType, quantization: Quantization | None
             nested_code = [256 * 4] if quantization.is_stored else []
             return [ceil(weight.size / 2), scales, ceil(scales / 256) * 4, *code, *nested_code, 4]
         case "gptq":
-            groups = ceil(inputs / quantization.group_size)
+            groups = ceil(inputs / quantization.group_size) if quantization.group_size > 0 else 1
             packed = ceil(inputs * quantization.bits / 32) * outputs * 4
             zeros = groups * ceil(outputs * quantization.bits / 32) * 4
             return [packed, zeros, groups * outputs * 2, inputs * 4]
@@ -98,18 +98,24 @@ def stored_bytes(weight: Weight, dtype: DType, quantization: Quantization | None
 
 @dataclass(frozen=True)
 class Adapters:
-    """LoRA: two thin float32 matrices beside each linear it targets.
+    """LoRA: two thin float32 matrices beside each linear it targets, or beside the linears of all experts of a layer.
 
     Attributes:
         rank: r.
-        targets: last parts of module names, or one of peft's texts (`all-linear`, a regular expression).
+        targets: module names, or what they end with after a dot; or one of peft's texts (`all-linear`, a regular
+            expression).
+        parameters: names of experts' tensors, of which the last parts count: what holds them is called otherwise in
+            some families than here.
     """
 
     rank: int
     targets: tuple[str, ...] | str
+    parameters: tuple[str, ...] = ()
 
     def fits(self, weight: Weight) -> bool:
         """Tell whether a weight carries an adapter, as peft decides it."""
+        if weight.kind == "expert":
+            return weight.name.rpartition(".")[2] in {name.rpartition(".")[2] for name in self.parameters}
         if weight.kind != "linear":
             return False
         module = weight.name.removesuffix(".weight")
@@ -119,15 +125,16 @@ class Adapters:
             import re
 
             return re.fullmatch(self.targets, module) is not None
-        return module.rpartition(".")[2] in self.targets
+        return any(f".{module}".endswith(f".{target}") for target in self.targets)
 
     def weights(self, weight: Weight) -> list[Weight]:
-        """Return the two matrices beside `weight`: (rank, inputs) and (outputs, rank)."""
-        outputs, inputs = weight.shape
-        name = weight.name.removesuffix("weight")
+        """Return the two matrices beside `weight`: (rank, inputs) and (outputs, rank), of experts side by side."""
+        *experts, outputs, inputs = weight.shape
+        rank = prod(experts) * self.rank
+        name = weight.name.removesuffix(".weight")
         return [
-            Weight(f"{name}lora_A.default.weight", (self.rank, inputs)),
-            Weight(f"{name}lora_B.default.weight", (outputs, self.rank)),
+            Weight(f"{name}.lora_A.default.weight", (rank, inputs)),
+            Weight(f"{name}.lora_B.default.weight", (outputs, rank)),
         ]
 
 

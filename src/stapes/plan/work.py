@@ -113,10 +113,8 @@ def _encoder(plan: ModelPlan, audio_s: float) -> Iterable[Op]:
     yield Pointwise("gelu", 2 * frames * shape.width)
     yield Linear(frames, 3 * shape.width, shape.width)
     yield Pointwise("gelu", frames * shape.width)
-    whole, rest = divmod(frames, shape.num_positions)
-    for count, length in ((whole, shape.num_positions), (1, rest)):
-        if count and length:
-            yield from _layers(length, shape.width, shape.num_heads, shape.ffn_width, count * shape.num_layers, storage)
+    for count, length in _blocks(frames, shape.num_positions):
+        yield from _layers(length, shape.width, shape.num_heads, shape.ffn_width, count * shape.num_layers, storage)
     sound = plan.sound
     if sound is not None:
         tokens = sound.num_tokens(audio_s)
@@ -126,7 +124,14 @@ def _encoder(plan: ModelPlan, audio_s: float) -> Iterable[Op]:
             yield Linear(tokens, sound.patch_width, sound.width)
             yield Linear(tokens, group * kernel, width)
         storage = _storage(plan, "sound_encoder")
-        yield from _layers(tokens, sound.width, sound.num_heads, sound.ffn_width, sound.num_layers, storage)
+        for count, length in _blocks(tokens, sound.block_tokens):
+            yield from _layers(length, sound.width, sound.num_heads, sound.ffn_width, count * sound.num_layers, storage)
+
+
+def _blocks(num_frames: int, longest: int) -> list[tuple[int, int]]:
+    """Cut a clip's frames into blocks that do not attend to each other: how many, of which length."""
+    whole, rest = divmod(num_frames, longest)
+    return [(count, length) for count, length in ((whole, longest), (1, rest)) if count and length]
 
 
 def _layers(T: int, D: int, heads: int, ffn_width: int, times: int, storage: Storage) -> Iterable[Op]:
@@ -220,12 +225,12 @@ def _llm(plan: ModelPlan, rows: int, context: int) -> Iterable[Op]:
     yield Pointwise("add", rows * llm.width, 2 * times)
     adapters = plan.adapters
     if adapters is not None:
-        for weight in llm.layer_weights(0):
-            if adapters.fits(weight):
+        for weight in llm.weights():  # names may tell layers apart
+            if weight.kind == "linear" and adapters.fits(weight):
                 outputs, inputs = weight.shape
-                yield Linear(rows, inputs, adapters.rank, times)
-                yield Linear(rows, adapters.rank, outputs, times)
-                yield Pointwise("add", rows * outputs, 2 * times)
+                yield Linear(rows, inputs, adapters.rank)
+                yield Linear(rows, adapters.rank, outputs)
+                yield Pointwise("add", rows * outputs, 2)
     head = next(weight for weight in llm.weights() if weight.kind == ("embedding" if llm.tied else "head"))
     is_int8 = plan.is_int8("language_model", head)
     yield Linear(1, llm.width, llm.vocab_size, 1, "int8" if is_int8 else "float")
