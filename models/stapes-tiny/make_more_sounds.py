@@ -1,0 +1,93 @@
+"""Write manifests of sounds of many more kinds, out of Debian packages: to learn from, and to choose by.
+
+    apt-get download 0ad-data hydrogen-drumkits openclonk-data …    # those of more_sounds.csv
+    mkdir packages; for package in *.deb; do dpkg -x "$package" "packages/${package%%_*}"; done
+    python models/stapes-tiny/unpack_sounds.py packages
+    python models/stapes-tiny/make_more_sounds.py packages OUT
+
+OUT gets the clips as FLAC, 16 kHz mono, without silence at their ends, 0.1 to 6 s long, more_sounds_train.jsonl and
+more_sounds_valid.jsonl. Captions are those of more_sounds.csv, written from the files' names as make_sounds.py's are,
+and likewise after the captions of sounds_test had been seen. All packages are of Debian main, under free licences; none
+of it is shipped with stapes.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from stapes.data.audio import SAMPLE_RATE_HZ, load_audio
+from stapes.data.sample import Sample, write_manifest
+
+SHORTEST_S, LONGEST_S = 0.1, 6.0
+
+VALID = {"supertux-data", "lugaru-data", "freedink-data"}
+"""Packages whose sounds are not learnt."""
+
+MOST = 12
+"""How many files of one package are taken with one caption."""
+
+FEW = 4
+OF_FEW = {
+    *VALID,
+    *("hedgewars-data", "lomiri-sounds", "micropolis-data", "minetest-data", "openttd-opensfx", "pekka-kana-2-data"),
+    *("sound-icons", "tuxtype-data"),
+}
+"""Packages of which fewer are taken: they were gathered to measure with."""
+
+
+def main(packages: Path, out: Path) -> None:
+    """Write clips and manifests."""
+    samples: dict[str, Sample] = {}
+    for name, caption, package, waveform in _listed(packages):
+        waveform = waveform[: round(LONGEST_S * SAMPLE_RATE_HZ)]
+        if len(waveform) < SHORTEST_S * SAMPLE_RATE_HZ:
+            continue
+        path = out / "more_sounds" / f"{name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, waveform, SAMPLE_RATE_HZ)
+        seconds = round(len(waveform) / SAMPLE_RATE_HZ, 3)
+        samples[name] = Sample(name, path, seconds, "audiocaption", None, caption, package)
+    for split in ("train", "valid"):
+        chosen = [sample for sample in samples.values() if (sample.source in VALID) == (split == "valid")]
+        write_manifest(chosen, out / f"more_sounds_{split}.jsonl")
+        print(f"{split}: {len(chosen)} sounds, {len({sample.target for sample in chosen})} captions")
+
+
+def _listed(packages: Path) -> Iterator[tuple[str, str, str, np.ndarray]]:
+    """Take the files of more_sounds.csv: of copies of one recording the first, and a few of many with one caption."""
+    with (Path(__file__).parent / "more_sounds.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    seen: set[bytes] = set()
+    for package, of_package in groupby(rows, key=lambda row: row["package"]):
+        files = sorted(path for path in (packages / package).rglob("*.*") if path.is_file())
+        captioned: dict[str, list[Path]] = {}
+        for row in of_package:
+            paths = [path for path in files if path.match(row["files"])]
+            if not paths:
+                raise FileNotFoundError(f"no {row['files']} under {packages / package}")
+            captioned.setdefault(row["caption"], []).extend(paths)
+        most = FEW if package in OF_FEW else MOST
+        for caption, paths in captioned.items():
+            chosen = np.linspace(0, len(paths) - 1, min(len(paths), most)).round().astype(int)
+            for path in (paths[number] for number in chosen):
+                if (content := path.read_bytes()) not in seen:
+                    seen.add(content)
+                    name = f"{package}_{path.parent.name}_{path.stem}".replace(" ", "_")
+                    yield name, caption, package, _without_silence(load_audio(path))
+
+
+def _without_silence(waveform: np.ndarray) -> np.ndarray:
+    """Cut off what is under a hundredth of the peak at both ends."""
+    loud = np.flatnonzero(np.abs(waveform) > 0.01 * np.abs(waveform).max(initial=0.0))
+    return waveform[loud[0] : loud[-1] + 1] if len(loud) else waveform
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
