@@ -66,11 +66,11 @@ def run_recipe(
             write_text(folder / "recipe.yaml", dump_recipe(recipe))
             write_json(folder / "environment.json", {**environment(), "seed": recipe.seed})
         for number, step in enumerate(steps, start=1):
-            if step.name == _REPORT and summary.made and _is_main():
-                # It shows what has been made anew, though from the same settings.
-                shutil.rmtree(folder / _REPORT, ignore_errors=True)
             made = _take(step, folder, lambda line, n=number: say(f"[{n}/{len(steps)}] {line}"))
             (summary.made if made else summary.skipped).append(step.name)
+            if made and step.name != _REPORT and _is_main():
+                # A report from before shows what has now been made anew, if from the same settings.
+                shutil.rmtree(folder / _REPORT, ignore_errors=True)
     if _is_main():
         summary.report = folder / _REPORT / "report.html"
     return summary
