@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -201,9 +202,12 @@ def test_an_interrupted_cut_goes_on(gigaspeech, tmp_path):
     assert [clip.stem for clip in clips] == ["YOU0000000315_S0000000", "YOU0000000315_S0000001"]
     made = clips[0].stat().st_mtime_ns
     damaged.write_bytes(content)
+    shutil.copytree(tmp_path / "out.partial", tmp_path / "other.partial")
     write_reading(reading, tmp_path / "out")
     assert (tmp_path / "out/clips/YOU0000000315/YOU0000000315_S0000000.flac").stat().st_mtime_ns == made
     assert not (tmp_path / "out.partial").exists()
+    write_reading(read_gigaspeech(gigaspeech, ["TEST"]), tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").glob("*.jsonl")] == ["test.jsonl"]
 
 
 def test_gigaspeech_audio_that_is_missing_or_too_short_is_named(gigaspeech, tmp_path):

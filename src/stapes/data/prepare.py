@@ -98,6 +98,8 @@ def write_reading(
     missing = list(reading.missing)
     _refuse(missing, skip_missing)
     with staged_folder(out_dir, keep_on_error=bool(reading.cuts)) as work:
+        for manifest in work.glob("*.jsonl"):
+            manifest.unlink()  # of an earlier attempt, which may have been of other parts
         lengths = _lengths(reading, work, progress)
         written: dict[Path, int] = {}
         for name, samples in reading.manifests.items():
