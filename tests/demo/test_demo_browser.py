@@ -67,7 +67,7 @@ def examples(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(models: list[Path], examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
     """Address and process of `stapes demo` with two models."""
-    pytest.importorskip("gradio", reason="gradio is not installed: `python -m pip install 'stapes[demo]'`")
+    pytest.importorskip("gradio", reason="gradio is not installed: `make install` brings it")
     log = tmp_path_factory.mktemp("log") / "stderr"
     command = [sys.executable, "-m", "stapes", "demo", *map(str, models), "--port", "0", "--examples", str(examples)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}

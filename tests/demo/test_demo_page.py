@@ -16,7 +16,7 @@ from stapes.demo.cards import card, message
 from stapes.inference import AudioLM
 from stapes.model import StapesForConditionalGeneration, StapesProcessor
 
-pytest.importorskip("gradio", reason="gradio is not installed: `python -m pip install 'stapes[demo]'`")
+pytest.importorskip("gradio", reason="gradio is not installed: `make install` brings it")
 
 from stapes.demo.page import _answer, _stop, build_page
 

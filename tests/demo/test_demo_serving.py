@@ -62,12 +62,12 @@ def test_the_address_to_open() -> None:
 
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UsageError, match=r"^`stapes demo` needs gradio.*`python -m pip install 'stapes\[demo\]'`$"):
+    with pytest.raises(UsageError, match=r"^`stapes demo` needs gradio.*`python -m pip install 'gradio>=6\.31,<7'`$"):
         serving.require_gradio()
 
 
 def test_the_page_names_no_other_server(tiny_model_folder: Path) -> None:
-    pytest.importorskip("gradio", reason="gradio is not installed: `python -m pip install 'stapes[demo]'`")
+    pytest.importorskip("gradio", reason="gradio is not installed: `make install` brings it")
     from starlette.testclient import TestClient
 
     panel = Panel({"tiny": load(tiny_model_folder, device="cpu")}, max_audio_s=10, max_new_tokens=4)

@@ -93,7 +93,7 @@ def require_gradio() -> None:
     if find_spec("gradio") is None:
         raise UsageError(
             "`stapes demo` needs gradio, which is not installed; in a clone run `make install`, elsewhere "
-            "`python -m pip install 'stapes[demo]'`"
+            "`python -m pip install 'gradio>=6.31,<7'`"
         )
 
 

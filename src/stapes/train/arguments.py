@@ -62,8 +62,6 @@ _REFUSED = {
 _WRONG_VALUE = (TypeError, ValueError, ImportError)
 """What TrainingArguments raises."""
 
-_EXTRAS = ("tensorboard", "trackio")
-
 
 def check_trainer_keys(path: str, name: str, stage: Stage) -> None:
     """Refuse keys of `trainer` that cannot be set, on this machine or any other.
@@ -184,5 +182,4 @@ def _check_reports(where: str, report_to: str | list[str] | None) -> None:
     for name in [report_to] if isinstance(report_to, str) else report_to or ():
         if name in ("none", "all") or name in get_available_reporting_integrations():
             continue
-        package = f"'stapes[{name}]'" if name in _EXTRAS else name
-        raise RecipeError(f"{where}: `{name}` is not installed, or no reporter; try: pip install {package}")
+        raise RecipeError(f"{where}: `{name}` is not installed, or no reporter; try: pip install {name}")
