@@ -20,12 +20,12 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import soundfile
+from make_sounds import Found, write_clip
 
 from stapes.data.audio import SAMPLE_RATE_HZ, load_audio
 from stapes.data.sample import Sample, write_manifest
 
-SHORTEST_S, LONGEST_S = 0.1, 6.0
+SHORTEST_S = 0.1
 
 VALID = {"supertux-data", "lugaru-data", "freedink-data"}
 """Packages whose sounds are not learnt."""
@@ -46,21 +46,15 @@ def main(packages: Path, out: Path) -> None:
     """Write clips and manifests."""
     samples: dict[str, Sample] = {}
     for name, caption, package, waveform in _listed(packages):
-        waveform = waveform[: round(LONGEST_S * SAMPLE_RATE_HZ)]
-        if len(waveform) < SHORTEST_S * SAMPLE_RATE_HZ:
-            continue
-        path = out / "more_sounds" / f"{name}.flac"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, waveform, SAMPLE_RATE_HZ)
-        seconds = round(len(waveform) / SAMPLE_RATE_HZ, 3)
-        samples[name] = Sample(name, path, seconds, "audiocaption", None, caption, package)
+        if len(waveform) >= SHORTEST_S * SAMPLE_RATE_HZ:
+            samples[name] = write_clip(out / "more_sounds", name, caption, package, waveform)
     for split in ("train", "valid"):
         chosen = [sample for sample in samples.values() if (sample.source in VALID) == (split == "valid")]
         write_manifest(chosen, out / f"more_sounds_{split}.jsonl")
         print(f"{split}: {len(chosen)} sounds, {len({sample.target for sample in chosen})} captions")
 
 
-def _listed(packages: Path) -> Iterator[tuple[str, str, str, np.ndarray]]:
+def _listed(packages: Path) -> Iterator[Found]:
     """Take the files of more_sounds.csv: of copies of one recording the first, and a few of many with one caption."""
     with (Path(__file__).parent / "more_sounds.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))

@@ -170,20 +170,23 @@ NOTES = 5
 def main(packages: Path, out: Path) -> None:
     """Write clips and manifest."""
     rng = np.random.default_rng(0)
-    samples = []
     found = [*_gcompris(packages), *_hydrogen(packages), *_rendered(packages, rng), *_listed(packages)]
-    for name, caption, source, waveform in found:
-        path = out / "sounds_more" / f"{name}.flac"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        waveform = waveform[: round(MAX_S * SAMPLE_RATE_HZ)]
-        soundfile.write(path, waveform, SAMPLE_RATE_HZ)
-        seconds = round(len(waveform) / SAMPLE_RATE_HZ, 3)
-        samples.append(Sample(name, path, seconds, "audiocaption", None, caption, source))
+    samples = [write_clip(out / "sounds_more", *clip) for clip in found]
     write_manifest(samples, out / "sounds_more.jsonl")
     print(f"{len(samples)} sounds, {len({sample.target for sample in samples})} captions")
 
 
+def write_clip(folder: Path, name: str, caption: str, source: str, waveform: np.ndarray) -> Sample:
+    """Write the first `MAX_S` of a clip as `folder`/NAME.flac, and describe it."""
+    path = folder / f"{name}.flac"
+    folder.mkdir(parents=True, exist_ok=True)
+    waveform = waveform[: round(MAX_S * SAMPLE_RATE_HZ)]
+    soundfile.write(path, waveform, SAMPLE_RATE_HZ)
+    return Sample(name, path, round(len(waveform) / SAMPLE_RATE_HZ, 3), "audiocaption", None, caption, source)
+
+
 Found = tuple[str, str, str, np.ndarray]
+"""Name, caption, source and samples of a clip."""
 
 
 def _gcompris(packages: Path) -> Iterator[Found]:

@@ -56,6 +56,15 @@ def read_json(path: Path) -> Any:
         raise StapesError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
 
 
+def list_stamps(folder: Path) -> list[tuple[str, int, int]]:
+    """List a folder's files with sizes in bytes and dates in ns: what tells a change, without reading gigabytes."""
+    return [
+        (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
 @contextmanager
 def staged_folder(final: Path, keep_on_error: bool = False) -> Iterator[Path]:
     """Give a working folder `NAME.partial` that becomes `final` only when the block ends without an error.

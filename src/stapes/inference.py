@@ -264,10 +264,11 @@ class AudioLM:
         """Do as `read` does, and leave white space at both ends of the text."""
         end = next((position for position, token in enumerate(token_ids) if token in self._end_ids), None)
         said = token_ids if end is None else token_ids[:end]
+        stops = self.stop_strings
         # An end that is spelt may share a token with the answer; what follows it in a batch is padding.
-        for num_tokens in range(1, len(said) + 1) if self.stop_strings else ():
+        for num_tokens in range(1, len(said) + 1) if stops else ():
             text = self._decode(said[:num_tokens])
-            if found := [text.index(stop) for stop in self.stop_strings if stop in text]:
+            if found := [text.index(stop) for stop in stops if stop in text]:
                 return Answer(text[: min(found)], num_tokens, truncated=False)
         return Answer(self._decode(said), len(said) + (end is not None), truncated=end is None)
 

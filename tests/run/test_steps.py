@@ -89,11 +89,11 @@ def test_what_goes_on_from_a_trained_model(small_parts: Path, tmp_path: Path) ->
     base = tmp_path / "tuned"
     base.mkdir()
     (base / "config.json").write_text("{}")
-    start = {"model": None, "start_from": str(base), "train": {"more": {"data": {"train.jsonl": 1}, "max_steps": 1}}}
+    more = {"data": {str(small_parts / "train.jsonl"): 1}, "max_steps": 1}
+    start = {"model": None, "start_from": str(base), "train": {"more": more}, "compress": []}
 
     def planned(**keys: object) -> dict[str, str]:
-        start["train"]["more"]["data"] = {str(small_parts / "train.jsonl"): 1}
-        return marks(load_recipe(small_parts / "small.yaml", {**start, "compress": [], **keys}), tmp_path)
+        return marks(load_recipe(small_parts / "small.yaml", {**start, **keys}), tmp_path)
 
     before = planned()
     # Notes beside a model are no part of it; its code is only where its configuration names it.
@@ -103,6 +103,8 @@ def test_what_goes_on_from_a_trained_model(small_parts: Path, tmp_path: Path) ->
     after = planned(seed=2)
     assert after["base"] == before["base"]
     assert after["more"] != before["more"]
+    compressed = [planned(train=None, compress=[{"kind": "quantize"}], seed=seed)["quantize"] for seed in (1, 2)]
+    assert compressed[0] == compressed[1]
     (base / "config.json").write_text('{"auto_map": {}}')
     named = planned()
     (base / "make.py").write_text("changed")

@@ -66,23 +66,18 @@ def check(
 
     Example: `stapes check recipes/tiny.yaml --resolved`
     """
-    from ..data.sample import load_manifest
     from ..recipe import dump_recipe, load_recipe
     from ..run import check_splits
     from .printing import print_json
 
     loaded = load_recipe(recipe, parse_overrides(override))
-    with_keys = {name: stage for name, stage in loaded.train.items() if stage.trainer}
-    if with_keys:
+    if any(stage.trainer for stage in loaded.train.values()):
         # Seconds of imports, which most recipes do without.
         from ..train.arguments import check_trainer_keys
 
-        for name, stage in with_keys.items():
+        for name, stage in loaded.train.items():
             check_trainer_keys(str(recipe), name, stage)
-    check_splits(loaded, str(recipe))
-    manifests = {path for stage in loaded.train.values() for path in (*stage.data, *stage.valid)}
-    manifests |= set(loaded.evaluate.data) if loaded.evaluate else set()
-    counts = {str(path): len(load_manifest(path)) for path in sorted(manifests)}
+    counts = {str(path): count for path, count in sorted(check_splits(loaded, str(recipe)).items())}
     if as_json:
         print_json({"recipe": loaded.model_dump(mode="json"), "samples": counts})
     elif resolved:

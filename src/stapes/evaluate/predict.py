@@ -16,7 +16,7 @@ from ..data.prompts import test_instruction
 from ..data.sample import Sample, load_manifest, load_sample_audio, sample_duration_s
 from ..environment import environment
 from ..errors import ManifestError, ModelFolderError, StapesError
-from ..files import read_json, write_json, write_text
+from ..files import list_stamps, read_json, write_json, write_text
 from ..inference import AudioLM, load
 from .nota import NotaProtocol
 from .score import Prediction, check_same_samples, compare, read_predictions, score_predictions
@@ -273,12 +273,7 @@ def _digest_folder(folder: Path) -> str:
     """Tell a model folder from what it was before something changed it, without reading gigabytes."""
     if not folder.is_dir():
         raise ModelFolderError(f"{folder}: no such model folder")
-    stamps = [
-        (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(list_stamps(folder)).encode()).hexdigest()
 
 
 def _progress_bar() -> Progress:

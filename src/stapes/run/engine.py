@@ -103,12 +103,15 @@ def check_recipe(recipe: Recipe, path: str) -> None:
         resolve(recipe.parts.sound_encoder)
 
 
-def check_splits(recipe: Recipe, path: str) -> None:
+def check_splits(recipe: Recipe, path: str) -> dict[Path, int]:
     """Refuse to measure a model on clips that it learns from.
 
     Args:
         recipe: what is to be run.
         path: the recipe's file, for messages.
+
+    Returns:
+        the recipe's manifests, each with the number of its samples.
 
     Raises:
         ManifestError: naming the two manifests and a clip of both; or if one cannot be read.
@@ -118,17 +121,22 @@ def check_splits(recipe: Recipe, path: str) -> None:
     learnt = sorted({manifest for stage in recipe.train.values() for manifest in stage.data})
     tests = {manifest: f"train.{name}.valid" for name, stage in recipe.train.items() for manifest in stage.valid}
     tests |= dict.fromkeys(recipe.evaluate.data if recipe.evaluate else (), "evaluate.data")
-    found = {sample.audio.resolve(): manifest for manifest in learnt for sample in load_manifest(manifest)}
+    counts, found = dict[Path, int](), dict[Path, Path]()
+    for manifest in learnt:
+        samples = load_manifest(manifest)
+        counts[manifest] = len(samples)
+        found |= {sample.audio.resolve(): manifest for sample in samples}
     for manifest, key in tests.items():
-        shared = [
-            (sample.id, found[clip]) for sample in load_manifest(manifest) if (clip := sample.audio.resolve()) in found
-        ]
+        samples = load_manifest(manifest)
+        counts[manifest] = len(samples)
+        shared = [(sample.id, found[clip]) for sample in samples if (clip := sample.audio.resolve()) in found]
         if shared:
             name, other = shared[0]
             raise ManifestError(
                 f"{path}: {key}: {len(shared)} samples of {manifest} are about clips that the model learns from, e.g. "
                 f"`{name}`, which {other} has too; is one of them of the wrong split?"
             )
+    return counts
 
 
 def _take(step: Step, folder: Path, say: Callable[[str], None]) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from ..defaults import find_model
 from ..errors import ModelFolderError, RecipeError, StapesError
-from ..files import write_json
+from ..files import list_stamps, write_json
 from ..recipe import CTCCompressor, MergeLora, Model, Quantize, Recipe, StackedMLP, Stage, WindowedQFormer
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 _NOTES = {"step.json", "trained.json", "losses.jsonl"}
+"""What a run writes beside a model."""
+
 _BESIDE = {".md", ".csv", ".py"}
+"""What its authors put beside a model: cards, lists and scripts."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
         previous, mark = "base", _digest("base", {path.name: _digest_file(path) for path in model_files(base)})
         steps.append(Step("base", mark, lambda work: _copy_model(base, work)))
         variants["base"] = mark
-        mark = _digest(mark, recipe.seed)
+        if recipe.train:  # what is only compressed has no use for a seed
+            mark = _digest(mark, recipe.seed)
     for name, stage in recipe.train.items():
         data = [contents[str(path)] for path in (*stage.data, *stage.valid)]
         mark = _digest(mark, name, stage.model_dump(mode="json"), data, *_stamp_recordings(stage))
@@ -113,7 +117,7 @@ def model_files(folder: Path) -> list[Path]:
     if not (folder / "config.json").exists():
         raise ModelFolderError(f"{folder}: no such model folder")
     # Code belongs to a model whose configuration names it, and to no other.
-    beside = {".md", ".csv"} if "auto_map" in (folder / "config.json").read_text(encoding="utf-8") else _BESIDE
+    beside = _BESIDE - {".py"} if "auto_map" in (folder / "config.json").read_text(encoding="utf-8") else _BESIDE
     return sorted(
         path for path in folder.iterdir() if path.is_file() and path.name not in _NOTES and path.suffix not in beside
     )
@@ -279,7 +283,7 @@ def _digest_parts(model: Model) -> list[Any]:
     if words is not None and words.is_file():  # one that is missing is named when it is read
         found.append(_digest_file(words))
     for part in (model.speech_encoder, model.llm, model.sound_encoder):
-        found += _stamp(Path(part)) if part is not None and Path(part).is_dir() else []
+        found += list_stamps(Path(part)) if part is not None and Path(part).is_dir() else []
     return found
 
 
@@ -287,16 +291,7 @@ def _stamp_recordings(stage: Stage) -> list[Any]:
     """Tell apart the recordings that a stage's augmentation draws from."""
     sections = (stage.augment.noise, stage.augment.reverb) if stage.augment else ()
     folders = [section.folder for section in sections if section is not None and section.folder is not None]
-    return [stamp for folder in folders for stamp in _stamp(folder)]
-
-
-def _stamp(folder: Path) -> list[tuple[str, int, int]]:
-    """List a folder's files with sizes and dates, which takes no reading of gigabytes."""
-    return [
-        (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
+    return [stamp for folder in folders for stamp in list_stamps(folder)]
 
 
 def _digest_file(path: Path) -> str:

@@ -52,8 +52,10 @@ class Examples(Dataset[Example]):
         self.cache = cache
         self.train = train
         self._effects = waveform_effects(augment) if augment else []
-        self._augment_identity = augment_identity(augment) if augment else None
-        self._changes_features = bool(self._effects) or (augment is not None and augment.spec_augment is not None)
+        # None where nothing is changed before the encoder: its output is then that of the clip as it is.
+        self._augment_identity = (
+            augment_identity(augment) if augment and (self._effects or augment.spec_augment) else None
+        )
 
     def __len__(self) -> int:
         return sum(len(corpus) for corpus in self.corpora)
@@ -103,7 +105,7 @@ class Examples(Dataset[Example]):
 
         There is one alone where nothing is changed before the encoder.
         """
-        if self.augment is None or not self._changes_features:
+        if self.augment is None or self._augment_identity is None:
             return 0
         return draw.draw % self.augment.copies if self.cache is not None else draw.draw
 
@@ -112,7 +114,7 @@ class Examples(Dataset[Example]):
         assert self.cache is not None
         sample = self.corpora[draw.corpus][draw.index]
         augmentation = None
-        if self._changes_features:
+        if self._augment_identity is not None:
             augmentation = (self._augment_identity, self.seed, sample.id, self.version(draw))
         return feature_path(self.cache.folder, (sample.audio, *sample.extra_audio), augmentation)
 
