@@ -2,12 +2,13 @@
 
     python benchmarks/stapes_tiny.py DATA QUESTIONS OUT [--model FOLDER] [--whisper openai/whisper-tiny.en …]
 
-DATA holds `{arctic,speech,words,sounds,orders}_test.jsonl` and `orders_train.jsonl`, QUESTIONS what
+DATA holds `{arctic,speech,words,sounds,esc10,orders}_test.jsonl` and `orders_train.jsonl`, QUESTIONS what
 `models/stapes-tiny/make_questions.py` wrote. Predictions stay in OUT, so that an interrupted measurement goes on.
 
 Prints and writes to `OUT/figures.json`: word error rates with 95 % intervals by test set, clean and at 20, 10 and 5 dB
 SNR (white noise) and at -20 dB of level; exact matches by question beside what the commonest answer in training would
-score; how often the main noun of a sound is in its caption; and the share of transcripts twice too long.
+score; how often the main noun of a sound is in its caption, and a field recording's caption is that of its class; and
+the share of transcripts twice too long.
 """
 
 from __future__ import annotations
@@ -128,6 +129,9 @@ def main() -> None:
     sounds = answers(asked.data / "sounds_test.jsonl", "sounds_test")
     named = [main_noun(p["target"]) in p["text"].lower() for p in sounds]
     figures["sets"]["sounds_test"] = {**score(sounds), "main_noun": round(100 * sum(named) / len(named), 2)}
+    field = answers(asked.data / "esc10_test.jsonl", "esc10_test")
+    classed = exact_matches([p["target"] for p in field], [p["text"] for p in field])
+    figures["sets"]["esc10_test"] = {**score(field), "caption_of_class": round(classed.value, 2)}
     orders = answers(asked.data / "orders_test.jsonl", "orders_test")
     figures["sets"]["orders_test"] = score(orders)
     figures["orders_by_slot"] = by_slot(orders, load_manifest(asked.data / "orders_train.jsonl"))

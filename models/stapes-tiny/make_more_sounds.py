@@ -74,10 +74,10 @@ def _listed(packages: Path) -> Iterator[Found]:
                 if (content := path.read_bytes()) not in seen:
                     seen.add(content)
                     name = f"{package}_{path.parent.name}_{path.stem}".replace(" ", "_")
-                    yield name, caption, package, _without_silence(load_audio(path))
+                    yield name, caption, package, without_silence(load_audio(path))
 
 
-def _without_silence(waveform: np.ndarray) -> np.ndarray:
+def without_silence(waveform: np.ndarray) -> np.ndarray:
     """Cut off what is under a hundredth of the peak at both ends."""
     loud = np.flatnonzero(np.abs(waveform) > 0.01 * np.abs(waveform).max(initial=0.0))
     return waveform[loud[0] : loud[-1] + 1] if len(loud) else waveform

@@ -6,6 +6,8 @@ DATA holds arctic_*, speech_* and sounds_* manifests, MORE are manifests of `sta
 make_sounds.py. OUT gets, for `train` and `test`: speaking_*.jsonl (is someone speaking?), drum_*.jsonl (is a drum being
 hit?), animal_*.jsonl (which animal?), instrument_*.jsonl (which instrument?) and count_*.jsonl (how many words?). Yes
 and no are equally frequent. Questions for training come from *_train and MORE, those for testing from *_test alone.
+For training there are also count_real_train.jsonl (the words of real speech, and more of it) and described_train.jsonl
+(speech, described as one describes a sound).
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ DRUM = (
 ANIMAL = ("Which animal is it?", "What animal do you hear?", "Name the animal.")
 INSTRUMENT = ("What instrument is played?", "Which instrument do you hear?", "Name the instrument.")
 COUNT = ("How many words are said?", "Count the words.", "How many words does the speaker say?")
+SPEECH = "a person speaks"
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 INSTRUMENTS = (
@@ -135,8 +138,15 @@ def ask(clips: Sequence[Sample], name: str, chance: random.Random, limit: int, *
     ]
 
 
+def describe_speech(clips: Sequence[Sample], chance: random.Random, limit: int) -> list[Sample]:
+    """Caption at most `limit` of the clips in which something is said."""
+    spoken = [clip for clip in clips if is_speaking(clip) == "yes"]
+    chosen = chance.sample(spoken, min(limit, len(spoken)))
+    return [replace(clip, id=f"described-{clip.id}", task="audiocaption", target=SPEECH) for clip in chosen]
+
+
 def main(data: Path, more: Sequence[Path], out: Path) -> None:
-    """Write ten manifests; the same input always gives the same questions."""
+    """Write twelve manifests; the same input always gives the same questions."""
     out.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         chance = random.Random(split)
@@ -151,6 +161,10 @@ def main(data: Path, more: Sequence[Path], out: Path) -> None:
             questions = ask(clips, name, chance, 500, alike=split == "train")
             write_manifest(questions, out / f"{name}_{split}.jsonl")
             print(f"{name}_{split}: {len(questions)}")
+        if split == "train":
+            chance = random.Random("real")
+            write_manifest(ask(real, "count", chance, 1500), out / "count_real_train.jsonl")
+            write_manifest(describe_speech(real, chance, 500), out / "described_train.jsonl")
 
 
 if __name__ == "__main__":

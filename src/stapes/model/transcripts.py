@@ -21,7 +21,7 @@ from .word_search import HeardText, search_phones, search_words
 CANDIDATES = 16
 """Texts that the LLM reads."""
 
-TEXT_ALONE = 0.65
+TEXT_ALONE = 0.8
 """What the LLM's say consists of: so much of how likely it finds the text as such, the rest of how likely after the
 audio. An LLM that was taught for minutes knows English better than it hears."""
 
@@ -49,7 +49,7 @@ class Chosen(NamedTuple):
 class TranscriptChooser:
     """Finds texts that fit the phones or letters that CTC heard, and lets the LLM say which of them it is.
 
-    score = w · log p_CTC + (1 - w) · (0.35 · log p_LLM(text | audio) + 0.65 · log p_LLM(text)), of the texts that
+    score = w · log p_CTC + (1 - w) · (0.2 · log p_LLM(text | audio) + 0.8 · log p_LLM(text)), of the texts that
     phones or letters, pieces and the words' commonness, each by its log-probability, like best together. Long clips are
     decided on part by part (`LONGEST_PART`), each behind what was chosen before.
 
