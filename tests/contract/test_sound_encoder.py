@@ -179,7 +179,9 @@ def test_a_training_batch_hears_what_an_answer_does(lm: AudioLM, clips: list[np.
     ]
     padded = pad_features(single)
     assert padded.keys() == features(inputs).keys()
-    assert all(torch.equal(padded[name], inputs[name]) for name in padded)
+    for name, values in padded.items():
+        # Not bit for bit: a matrix product of few rows, as a short clip by itself has, may round otherwise.
+        torch.testing.assert_close(values, inputs[name], atol=1e-5, rtol=0)
     direct = collate([Example(i, "yes", **f) for i, f in zip(INSTRUCTIONS[:4], single, strict=True)], lm.processor)
     frames, mask = lm.model.encode(**padded)
     stored = [row[real] for row, real in zip(frames, mask, strict=True)]

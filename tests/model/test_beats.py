@@ -195,7 +195,10 @@ def test_gradients_reach_every_weight(encoder: BeatsEncoder) -> None:
 
 
 @torch.no_grad()
-def test_mixed_precision(encoder: BeatsEncoder) -> None:
+def test_mixed_precision() -> None:
+    # Two groups of 16 channels: with fewer, oneDNN's bfloat16 convolution gives other values where AMX is (torch 2.13).
+    encoder = BeatsEncoder(BeatsConfig(**SIZES | {"conv_groups": 2})).eval()  # type: ignore[arg-type]
+    seeded(encoder)
     features, mask = batch(clip(100), clip(60, 1))
     expected, _ = encoder(features, mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):
