@@ -2,7 +2,7 @@
 
     python benchmarks/stapes_tiny.py DATA QUESTIONS OUT [--model FOLDER] [--whisper openai/whisper-tiny.en …]
 
-DATA holds `{arctic,speech,words,sounds,esc10,orders}_test.jsonl` and `orders_train.jsonl`, QUESTIONS what
+DATA holds `{arctic,speech,words,accents,sounds,esc10,orders}_test.jsonl` and `orders_train.jsonl`, QUESTIONS what
 `models/stapes-tiny/make_questions.py` wrote. Predictions stay in OUT, so that an interrupted measurement goes on.
 
 Prints and writes to `OUT/figures.json`: word error rates with 95 % intervals by test set, clean and at 20, 10 and 5 dB
@@ -35,7 +35,7 @@ from stapes.evaluate.score import Prediction, read_predictions, score_prediction
 from stapes.files import write_json
 from stapes.weights import resolve
 
-SPOKEN = ("arctic_test", "speech_test", "words_test")
+SPOKEN = ("arctic_test", "speech_test", "words_test", "accents_test")
 CONDITIONS: dict[str, dict[str, float]] = {
     "20 dB SNR": {"snr_db": 20},
     "10 dB SNR": {"snr_db": 10},
