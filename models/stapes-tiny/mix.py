@@ -27,9 +27,7 @@ def main(before: Path, after: Path, out: Path, share: float = 0.5) -> None:
     if shapes[0] != shapes[1]:
         raise SystemExit(f"{before} and {after} hold different tensors")
     shutil.copytree(after, out)
-    mean = {
-        name: new[name] if part_of(name) == "lora" else (1 - share) * old[name] + share * new[name] for name in new
-    }
+    mean = {name: new[name] if part_of(name) == "lora" else (1 - share) * old[name] + share * new[name] for name in new}
     save_file(mean, out / TRAINED_FILE, metadata={"format": "pt"})
 
 
