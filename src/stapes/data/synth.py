@@ -280,7 +280,8 @@ def _open_kokoro(voices: Sequence[str], model_dir: Path | None) -> Speak:
             f"kokoro needs a folder with {' and '.join(_KOKORO_FILES)} (`--model`), not {model_dir}; "
             "they are among the releases of kokoro-onnx"
         )
-    model = Kokoro(*(str(model_dir / name) for name in _KOKORO_FILES))
+    weights, styles = (str(model_dir / name) for name in _KOKORO_FILES)
+    model = Kokoro(weights, styles)
     _require_voices("kokoro", voices, model.get_voices())
 
     def speak(text: str, voice: str, rate: float, rng: np.random.Generator) -> np.ndarray:
