@@ -106,6 +106,14 @@ def test_what_a_run_measured_stands_beside_what_is_predicted(tmp_path: Path) -> 
     assert "All with speech encoder: whisper-base; LLM: SmolLM2-135M; LLM's linears: float32." in to_markdown(ablation)
 
 
+def test_what_divides_cells_does_not_divide_a_cell(tmp_path: Path) -> None:
+    ablation = ablation_of(write_recipes(tmp_path), protocol="stapes")
+    ablation.tables["stack"][0]["adapters"] = r"16, on .*\.(q|v)_proj"
+    heads, _, first, _ = [line for line in to_markdown(ablation).splitlines() if line.startswith("|")]
+    assert r"(q\|v)_proj" in first
+    assert first.replace(r"\|", "").count("|") == heads.count("|")
+
+
 def test_the_csv_holds_every_figure_unrounded(tmp_path: Path) -> None:
     ablation = ablation_of(write_recipes(tmp_path), protocol="stapes")
     rows = list(csv.DictReader(io.StringIO(to_csv(ablation))))

@@ -149,6 +149,7 @@ def test_the_speech_encoders_frames_count(tiny_model_and_processor: Any) -> None
     assert plan.num_audio_tokens(1) == len(audio) == 3
     stacked = replace(plan, connector=MLPShape(32 + 24, 64, 5, 64))
     assert (stacked.num_frames(10), stacked.num_audio_tokens(10)) == (500, 100)
+    assert [stacked.num_feature_frames(audio_s) for audio_s in (1.12, 1.13, 1.139)] == [112, 113, 113]
 
 
 @pytest.mark.parametrize(

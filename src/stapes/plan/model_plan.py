@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -87,7 +88,8 @@ class ModelPlan:
 
     def num_feature_frames(self, audio_s: float) -> int:
         """Count the log-mel frames F that are encoded for a clip, padding included."""
-        return int(max(audio_s, self.pad_audio_to_s or 0) * FEATURE_FRAMES_PER_S)
+        # Rounded first: 1.13 · 100 is less than 113 in binary.
+        return math.floor(round(max(audio_s, self.pad_audio_to_s or 0) * FEATURE_FRAMES_PER_S, 6))
 
     def num_frames(self, audio_s: float) -> int:
         """Count the frames T that reach the connector: the speech encoder's, to which those of sound are fitted."""

@@ -135,7 +135,7 @@ def draw_losses(runs: Sequence[Run], stage: str) -> Chart:
                         xs, ys = zip(*points, strict=True)
                         axes.plot(xs, ys, color=colour, label=f"{name}{what}{end}", **style)
                         told.append(f"{name}{what} from {points[0][1]:.2f} to {points[-1][1]:.2f}{end}")
-        axes.set(xlabel="optimiser step", ylabel="cross-entropy a token")
+        axes.set(xlabel="optimiser step", ylabel="loss a target token")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.legend(fontsize=9, loc="best")
         alt = f"Losses of stage {stage}: {'; '.join(told)}."
