@@ -61,17 +61,14 @@ def main(corpus: Path, words: Path, out: Path) -> None:
     old, young = sorted(grown), sorted(train.keys() - grown)
     random_.shuffle(old)
     random_.shuffle(young)
-    held_out = sorted(old[:15] + young[:5])
+    held_out = {speaker: train.pop(speaker) for speaker in sorted(old[:15] + young[:5])}
     test, grown_test = read_half(corpus / "test"), sorted(adults(corpus / "test"))
     clips = {
-        "valid": [sample for speaker in held_out for sample in draw(train[speaker], 4, random_)],
-        "test": [sample for speaker in grown_test for sample in draw(test[speaker], 2, random_)],
-        "adults": [sample for speaker in train if speaker in grown for sample in train[speaker]],
-        "children": [sample for speaker in train if speaker not in grown for sample in train[speaker]],
+        "valid": [s for spoken in held_out.values() for s in draw(spoken, 4, random_)],
+        "test": [s for speaker in grown_test for s in draw(test[speaker], 2, random_)],
+        "adults": [s for speaker in train if speaker in grown for s in train[speaker] if is_fit(s, listed)],
+        "children": [s for speaker in train if speaker not in grown for s in train[speaker] if is_fit(s, listed)],
     }
-    held_clips = {sample.id for speaker in held_out for sample in train[speaker]}
-    for name in ("adults", "children"):
-        clips[name] = [sample for sample in clips[name] if sample.id not in held_clips and is_fit(sample, listed)]
     for name, samples in clips.items():
         write_manifest(samples, out / f"accents_{name}.jsonl")
         print(f"{name}: {len(samples)} clips")

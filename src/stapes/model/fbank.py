@@ -38,7 +38,7 @@ def fbank(waveforms: Tensor, num_mel_bins: int = 128, window: Literal["povey", "
 
     Returns:
         (B, F, M) float32, F = `num_fbank_frames(N)`. A frame is computed of its own 400 samples alone: in a batch of
-        padded clips those of the clip are what they would be without padding.
+        padded clips those of the clip are what they would be without padding, up to rounding.
 
     Source: Kaldi's `compute-fbank-feats` (`feature-window.cc`, `mel-computations.cc`) without dither and with edges
     snipped: per window minus its mean, pre-emphasis 0.97, power spectrum, natural logarithm with a floor of 2^-23.

@@ -145,7 +145,8 @@ def to_markdown(ablation: Ablation) -> str:
     for table in show_tables(ablation):
         lines = [table.heads, [_NUMBERS if number else _WORDS for number in table.is_number], *table.rows]
         # A regular expression of `target_modules` may hold what divides cells.
-        body = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+        escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+        body = "".join(f"| {' | '.join(line)} |\n" for line in escaped)
         parts.append(f"## {table.title}\n\n" + (f"All with {table.shared}.\n\n" if table.shared else "") + body)
     return "\n".join([*parts, "".join(f"- {line}\n" for line in ablation.circumstances)])
 

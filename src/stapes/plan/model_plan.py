@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from .connector import ConnectorShape, read_connector
 from .encoders import (
     ENCODER_FRAMES_PER_S,
     FEATURE_FRAMES_PER_S,
+    SAMPLE_RATE_HZ,
     BeatsShape,
     SoundShape,
     WhisperShape,
@@ -88,8 +88,9 @@ class ModelPlan:
 
     def num_feature_frames(self, audio_s: float) -> int:
         """Count the log-mel frames F that are encoded for a clip, padding included."""
-        # Rounded first: 1.13 · 100 is less than 113 in binary.
-        return math.floor(round(max(audio_s, self.pad_audio_to_s or 0) * FEATURE_FRAMES_PER_S, 6))
+        # By samples, as the model counts: 1.13 · 100 is less than 113 in binary.
+        num_samples = round(max(audio_s, self.pad_audio_to_s or 0) * SAMPLE_RATE_HZ)
+        return num_samples * FEATURE_FRAMES_PER_S // SAMPLE_RATE_HZ
 
     def num_frames(self, audio_s: float) -> int:
         """Count the frames T that reach the connector: the speech encoder's, to which those of sound are fitted."""
