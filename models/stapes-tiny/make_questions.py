@@ -51,9 +51,10 @@ MORE_INSTRUMENTS = (
     "tambourine|trombone|trumpet|ukulele|vibraphone|xylophone"
 )
 MORE_ANIMALS = (
-    "bat|bear|bee|bird|boar|bull|cat|chimpanzee|cow|coyote|cricket|crow|deer|dog|dolphin|donkey|duck|eagle|elephant|"
-    "frog|goose|grasshopper|hawk|hen|horse|hyena|jaguar|kitten|lion|lynx|monkey|moose|mouse|owl|pig|rooster|seagull|"
-    "sheep|snake|squirrel|tiger|whale|wolf|zebra"
+    "bat|bear|bee|bird|boar|bull|bumblebee|camel|canary|cat|chick|chimpanzee|cicada|cow|coyote|cricket|crow|deer|dog|"
+    "dolphin|donkey|duck|eagle|elephant|frog|giraffe|goat|goose|gorilla|grasshopper|hawk|hen|horse|hyena|jaguar|kitten|"
+    "lamb|leopard|lion|llama|loon|lynx|monkey|moose|mouse|owl|parrot|peacock|penguin|pig|pigeon|puppy|quail|rabbit|"
+    "raccoon|rooster|sea lion|seagull|sheep|snake|squirrel|swan|tiger|toucan|turkey|vulture|whale|wolf|yak|zebra"
 )
 
 
