@@ -16,7 +16,7 @@ from stapes.compress import quantize
 from stapes.errors import ModelFolderError
 from stapes.files import read_json, write_json
 from stapes.inference import AudioLM
-from stapes.model import StapesForConditionalGeneration
+from stapes.model import StapesForConditionalGeneration, nf4
 from stapes.model.int8 import Int8Linear, swap_linears
 
 
@@ -108,6 +108,31 @@ def test_skipped_layers_stay_float_here_and_when_loaded(tiny_model_folder: Path,
     assert not [name for name in names if "layers.0." in name or "lm_head" in name]
     assert model.config.int8 == {"skip": ["connector", "layers.0.", "lm_head"]}
     assert model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
+
+
+def test_skipped_layers_in_4_bits_stay_so_here_and_when_loaded(
+    tiny_model_and_processor: Callable, tmp_path: Path
+) -> None:
+    model, processor = tiny_model_and_processor()
+    nf4.swap_linears(model.language_model, double_quant=True)
+    nf4.describe(model)
+    save_model(model, processor, tmp_path / "nf4")
+    cost = quantize(tmp_path / "nf4", tmp_path / "int8", skip=("connector", "layers.0."))
+    back, _ = load_model(tmp_path / "int8")
+    left, before = dict(nf4.layers_of(back)), dict(nf4.layers_of(model))
+    assert (len(before), cost["nf4_layers"]) == (14, 7)
+    assert set(left) == {name for name in before if "layers.0." in name}
+    assert all(torch.equal(layer.weight, before[name].weight) for name, layer in left.items())
+    int8 = int8_layers(back)
+    assert len(int8) == cost["int8_layers"]
+    assert {name for name in before if name not in left} <= set(int8)
+    assert nf4.settings_of(back.config) == {"kind": "nf4", "double_quant": True}
+    # What is int8 is so from the values of its 4 bits.
+    again, _ = load_model(tmp_path / "nf4")
+    for name in set(before) - set(left):
+        again.set_submodule(name, nf4.dequantize(dict(nf4.layers_of(again))[name]))
+    swap_linears(again, ("connector", "layers.0."))
+    assert torch.equal(logits(back), logits(again))
 
 
 @pytest.mark.parametrize(

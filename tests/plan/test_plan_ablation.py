@@ -190,3 +190,35 @@ def test_of_an_encoder_only_the_layers_that_learn_are_counted(tmp_path: Path) ->
     assert trained(f"{whole}, speech_encoder_layers: 2") - before == 2 * layer + 2 * width
     convolutions = 3 * 80 * width + 3 * width * width + 2 * width
     assert trained(whole) - before == 6 * layer + 2 * width + convolutions
+
+
+def test_of_a_ctc_compressor_only_what_its_stages_teach_is_counted(tmp_path: Path) -> None:
+    hear = {"data": {"/x.jsonl": 1}, "max_steps": 1, "objective": "ctc"}
+    answer = {**hear, "objective": "answer"}
+    model = {"speech_encoder": "openai/whisper-base", "llm": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    values = {"name": "ctc", "model": {**model, "connector": {"kind": "ctc_compressor"}}}
+    path = tmp_path / "ctc.yaml"
+
+    def trained(train: dict[str, Any]) -> int:
+        path.write_text(json.dumps({**values, "train": train}))
+        ((row,),) = ablation_of([path], protocol="stapes").tables.values()
+        return row["trained"]
+
+    heard, both = trained({"hear": hear}), trained({"hear": hear, "answer": answer})
+    D, E, D_llm = 512, 512, 576
+    # detail, sound_out, sound_in and norm_sound are for the LLM alone.
+    assert both - heard == D * D_llm + (D + 1) * D_llm + (E + 1) * D + D_llm
+    assert heard == 2 * E + D * E * 8 + D + 2 * (4 * D + 3 * D * D + 3 * D + D * D + D + 2 * D * 2048 + 2048 + D) + (
+        2 * D + (D + 1) * D_llm + 2 * D_llm + D_llm + 1
+    )
+
+
+def test_how_the_llms_linears_are_stored_is_said_of_them(tmp_path: Path) -> None:
+    (path,) = write_recipes(tmp_path)[:1]
+    text = path.read_text()
+    stored = {}
+    for skip in ("connector", "language_model", "layers.0."):
+        path.write_text(f"{text}compress: [{{kind: quantize, skip: [{skip}]}}]\n")
+        ((_, row),) = ablation_of([path], protocol="stapes").tables.values()
+        stored[skip] = row["stored"]
+    assert stored == {"connector": "int8", "language_model": "float32", "layers.0.": "float32, int8"}

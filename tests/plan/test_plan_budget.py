@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from stapes.plan import (
     rank,
 )
 from stapes.plan.allocator import GIB
-from stapes.plan.budget import smaller, smaller_llms
+from stapes.plan.budget import WHISPERS, smaller, smaller_llms
 from stapes.recipe import Recipe
 
 V100 = find_device("v100-32gb")
@@ -120,6 +121,18 @@ def test_changes_that_contradict_the_recipe_are_passed_over(
     assert verdict.change == change
 
 
+def test_what_is_int8_already_is_not_to_be_made_int8(tmp_path: Path) -> None:
+    from test_plan_models import going_on_from, write_model
+
+    def change(**values: Any) -> tuple[str, ...] | None:
+        one = going_on_from(write_model(tmp_path / "_".join(("model", *values)), lora=None, **values))
+        return rank([one], Budget(memory=0.5 * GIB), on_v100, small_weights="int8")[0].change
+
+    assert change() == ("compress=[{kind: quantize, bits: 8}]",)
+    # With an LLM that was left out it is too large, and `quantize` would refuse to go on from it.
+    assert change(int8={"skip": ["connector", "language_model"]}) is None
+
+
 def test_nothing_makes_a_model_fit_into_nothing() -> None:
     verdict = rank([SMALL], Budget(memory=1e6), on_v100, small_weights="nf4")[0]
     assert not verdict.fits
@@ -141,6 +154,14 @@ def test_families_know_what_is_smaller() -> None:
     assert smaller("openai/whisper-large-v3-turbo", ("openai/whisper-large-v2", "openai/whisper-tiny")) == (
         "openai/whisper-tiny",
     )
+    assert smaller("openai/whisper-large", WHISPERS)[0] == "openai/whisper-medium"
+    assert smaller("openai/whisper-medium.en", WHISPERS)[0] == "openai/whisper-small"
+    llama = ("meta-llama/Llama-3.2-3B-Instruct", "meta-llama/Llama-3.2-1B-Instruct")
+    for name in ("Meta-Llama-3-8B", "Llama-3.1-8B", "Meta-Llama-3.1-8B-Instruct"):
+        assert smaller_llms(f"meta-llama/{name}") == llama
+    assert smaller_llms("google/gemma-3-1b-pt") == ("google/gemma-3-270m-it",)
+    assert smaller_llms("shuyuej/gemma-2-2b-it-GPTQ") == ("google/gemma-3-1b-it", "google/gemma-3-270m-it")
+    assert smaller_llms("/models/gemma-3-1b-it") == ()
     assert smaller_llms("meta-llama/Llama-3.2-3B") == ("meta-llama/Llama-3.2-1B-Instruct",)
     assert smaller_llms("unsloth/Llama-3.2-3B-Instruct-bnb-4bit") == ("meta-llama/Llama-3.2-1B-Instruct",)
     assert smaller_llms("HuggingFaceTB/SmolLM2-135M-Instruct") == ()
@@ -151,7 +172,17 @@ def test_compositions_to_search_are_recipes_whose_shapes_are_known() -> None:
     recipes = list(compose_recipes("nf4"))
     assert len({one.name for one in recipes}) == len(recipes) > 300
     assert all(plan_models(one) for one in recipes[::37])
-    assert {one.compress != () for one in compose_recipes("int8")} == {True, False}
+
+
+def test_a_composition_with_int8_is_one_recipe_judged_by_its_best_variant() -> None:
+    """`quantize` follows the float model in a recipe of its own, so that a list of both would have the first twice."""
+    recipes = list(compose_recipes("int8"))
+    assert {tuple(step.kind for step in one.compress) for one in recipes} == {("quantize",)}
+    parts = {(model.speech_encoder, model.llm, model.connector.kind) for model in (one.parts for one in recipes)}
+    assert len(parts) == len(recipes) == len({one.name for one in recipes}) == len(list(compose_recipes("nf4"))) / 2
+    (one,) = [one for one in recipes if one.name == "whisper-small_Qwen2.5-0.5B-Instruct_mlp"]
+    variants = [rank([one], Budget(memory=gib * GIB), on_v100)[0].prediction.plan.variant for gib in (4, 2)]
+    assert variants == ["align", "quantize"]
 
 
 def test_a_device_that_does_not_exist_is_told_its_nearest() -> None:

@@ -81,6 +81,18 @@ def test_its_weights_are_those_of_the_built_one(
         assert listed == {name: tuple(tensor.shape) for name, tensor in tensors}
 
 
+@pytest.mark.parametrize("sound_layer", [None, 2])
+@pytest.mark.parametrize("objective", ["answer", "ctc", "letters", "phones", "sound"])
+def test_an_objective_teaches_what_it_teaches_the_built_one(objective: Any, sound_layer: int | None) -> None:
+    settings = {"sound_layer": sound_layer, "spelling": 8, "letters": 64, "phones": 192}
+    made, planned = built(**settings), shape(**settings)
+    learning: set[str] = set()  # which a stage without a part for it would be refused for
+    if objective != "sound" or sound_layer:
+        made.let_learn(objective)
+        learning = {name for name, parameter in made.named_parameters() if parameter.requires_grad}
+    assert {w.name for w in planned.weights() if planned.teaches(objective, w) and not w.is_buffer} == learning
+
+
 def test_every_setting_of_a_recipe_is_built_and_read_back_from_the_folder() -> None:
     changes = {
         "slot_s": 0.24, "step_s": 0.16, "merges": 7, "spelling": 8, "letters": 64, "phones": 128, "sharpness": 5.0,

@@ -12,7 +12,7 @@ from stapes.errors import ModelFolderError, RecipeError, WeightsError
 from stapes.plan import plan_models
 from stapes.plan.configs import read_config
 from stapes.plan.model_plan import ModelPlan
-from stapes.plan.own import weight_bytes
+from stapes.plan.own import stored_sizes, weight_bytes
 from stapes.plan.published import PUBLISHED
 from stapes.plan.shapes import Adapters, Quantization
 from stapes.recipe import Recipe
@@ -146,6 +146,16 @@ def test_what_compression_writes_is_in_4_bits_no_more() -> None:
     assert [plan.quantization for plan in (tuned, merged, quantised)] == [Quantization("nf4"), None, None]
     assert weight_bytes(merged, "float32")["language_model"] == 4 * 134_515_008
     assert plan_models(recipe(tune=nf4, compress=steps[1:]))[1].quantization is None
+    # What `skip` leaves out of it stays in 4 bits, as it is.
+    skipping = {"kind": "quantize", "skip": ["connector", "layers.0."]}
+    (_, partly) = plan_models(recipe(tune=nf4, compress=[skipping]))
+    assert partly.quantization == Quantization("nf4", is_stored=True)
+    sizes = {w.name: stored_sizes(partly, "language_model", w, "float32") for w in partly.llm.weights()}
+    queries = 576 * 576
+    scales = queries // 64
+    at = "model.layers.{}.self_attn.q_proj.weight"
+    assert sizes[at.format(0)] == [queries // 2, scales, 4 * 21, 4 * 16, 4 * 256, 4]
+    assert sizes[at.format(1)] == [queries, 4 * 576]
     # A GPTQ is not read, so that no step can write it otherwise.
     gptq = plan_models(recipe(tune=LORA, model={"llm": "shuyuej/gemma-2-2b-it-GPTQ"}, compress=steps[:1]))
     assert [plan.quantization.kind if plan.quantization else None for plan in gptq] == ["gptq", "gptq"]
@@ -178,6 +188,39 @@ def test_a_stage_converts_what_its_files_hold_in_16_bits(tmp_path: Path) -> None
     tuned, merged = plan_models(recipe(model={"llm": str(folder)}, tune=LORA, compress=[{"kind": "merge_lora"}]))
     assert tuned.converted == ("language_model",)
     assert merged.converted == ()
+
+
+def test_published_models_are_converted_from_what_their_files_hold() -> None:
+    tuned = plan_models(recipe())[0]
+    assert tuned.converted == ("language_model",)
+    turbo = {"speech_encoder": "openai/whisper-large-v3-turbo", "llm": "google/gemma-2-2b"}
+    assert plan_models(recipe(model=turbo))[0].converted == ("speech_encoder",)
+    dtypes = {name: config.get("dtype", "float32") for name, config in PUBLISHED.items()}
+    assert {name for name, dtype in dtypes.items() if dtype == "float16"} == {
+        *("openai/whisper-large-v3", "openai/whisper-large-v3-turbo", "shuyuej/gemma-2-2b-it-GPTQ"),
+        *(f"meta-llama/Llama-2-{size}{chat}-hf" for size in ("7b", "13b") for chat in ("", "-chat")),
+        *("lmsys/vicuna-7b-v1.5", "lmsys/vicuna-13b-v1.5"),
+    }
+    assert {name for name, dtype in dtypes.items() if dtype == "float32" and "whisper" not in name} == {
+        "google/gemma-2-2b",
+        *("BEATs_iter3_plus_AS2M", "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2", "EAT-base_epoch30_pt"),
+    }
+
+
+def test_a_complete_folder_is_loaded_as_it_is_and_a_trained_part_on_its_base(tmp_path: Path) -> None:
+    bits = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+    folder = write_model(tmp_path / "model", quantization_config=bits)
+    (complete,) = plan_models(going_on_from(folder))
+    assert (complete.converted, complete.quantization) == ((), Quantization("nf4", is_stored=True))
+    (folder / "trained.safetensors").touch()
+    (trained,) = plan_models(going_on_from(folder))
+    assert (trained.converted, trained.quantization) == (("language_model",), Quantization("nf4"))
+    # What goes on from it keeps of it what changed, and is loaded on the base again.
+    (folder / "trained.safetensors").unlink()
+    stage = {"data": {"none.jsonl": 1}, "max_steps": 1, "trainable": ["connector", "lora"]}
+    base, more = plan_models(going_on_from(folder, train={"more": stage}))
+    assert (base.converted, more.converted) == ((), ("language_model",))
+    assert (base.quantization, more.quantization) == (Quantization("nf4", is_stored=True), Quantization("nf4"))
 
 
 def test_parts_of_the_wrong_kind_are_refused() -> None:

@@ -121,6 +121,17 @@ def test_the_parts_of_the_base_row() -> None:
     assert parts["allocator_waste"] > 64 * MIB
 
 
+def test_what_an_answer_takes_beside_weights_whatever_the_peak_is() -> None:
+    device, work = find_device("v100-32gb"), Workload(10, 30, 16)
+    found = {row: predict(ROWS[row][0], device, work, protocol="nota").memory for row in ("base", "3B nf4")}
+    scores, frame = 20 * 1500 * 1500, 1500 * 1280
+    inputs = {"base": 80, "3B nf4": 128}  # mel bins: large-v2, turbo
+    for row, memory in found.items():
+        assert memory.activations == (
+            scores * (4 + 2) + frame * (4 + 4 + 3 * 2 + 2 + 2) + inputs[row] * 3000 * 4 + 10 * 16_000 * (8 + 1)
+        ), row
+
+
 def test_a_table_longer_than_the_tokenizer_is_cut_and_loads_without_copies() -> None:
     plan = salmonn("Qwen/Qwen2.5-0.5B-Instruct", nf4=True)
     predicted = predict_nota_memory(plan, 8_519_680)

@@ -52,7 +52,8 @@ def plan(encoder: str, llm: str, **changes: Any) -> ModelPlan:
     return plan_models(recipe)[-1]
 
 
-TINY = plan("openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct")
+# As from files in float32, whatever those that this machine may hold are in.
+TINY = replace(plan("openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"), converted=())
 
 
 def test_a_gpu_holds_weights_and_little_else() -> None:
@@ -186,6 +187,35 @@ def test_conversion_at_load_is_a_peak_of_its_own() -> None:
     assert sum(memory.by_part.values()) == memory.peak
 
 
+def test_a_cpu_loads_in_float32_what_it_then_quantises_to_4_bits() -> None:
+    """A stage's LLM is read whole before its bits are made again; one that is stored in 4 bits is not."""
+    small = replace(TINY, quantization=Quantization("nf4"))
+    cpu, base = find_device("cpu", 2), 400 * MIB + 1000 * TINY.llm.tokenizer_length
+    linears = 134_515_008 - 61 * 576 - 49_152 * 576
+    scales = linears // 64
+    # A code of 16 floats and one mean for each of the 7 linears of 30 layers, and a scale for 256 scales.
+    packed = linears // 2 + scales + 30 * 7 * (16 + 1) * 4
+    packed += 4 * 30 * (2 * 21 + 2 * 7 + 3 * 54)
+    # Pages of the file, and what becomes of them.
+    memory = predict(small, cpu, WORK, calibration=CALIBRATION).memory
+    assert memory.load_peak == base + 4 * linears + packed
+    assert memory.by_part["file pages"] == 4 * linears
+    assert sum(memory.by_part.values()) == memory.run_peak == memory.peak
+    stored = replace(TINY, quantization=Quantization("nf4", is_stored=True))
+    as_stored = predict(stored, cpu, WORK, calibration=CALIBRATION).memory
+    assert as_stored.load_peak == base
+    codes = 30 * 7 * 256 * 4  # which a file has for each linear
+    assert memory.run_peak - as_stored.run_peak == 4 * linears - codes
+    # Read from 16 bits all of it is there in float32 and as it lies in the file, before anything is quantised.
+    converted = replace(small, converted=("language_model",))
+    memory = predict(converted, cpu, WORK, calibration=CALIBRATION).memory
+    assert memory.load_peak == base + 6 * 134_515_008
+    assert memory.at == "load: conversion to float32"
+    # Stored in 4 bits, only the rest of it is converted.
+    memory = predict(replace(stored, converted=("language_model",)), cpu, WORK, calibration=CALIBRATION).memory
+    assert memory.load_peak == base + 6 * (134_515_008 - linears) + packed + codes
+
+
 def test_without_a_calibration_a_cpu_has_no_times_and_says_what_is_missing() -> None:
     predicted = predict(TINY, find_device("cpu", 2), WORK)
     assert predicted.latency is None
@@ -246,6 +276,21 @@ def test_a_gpu_is_bound_by_launches_memory_or_arithmetic() -> None:
     latency = predict(large, t4, Workload(30, 30, 1)).latency
     assert latency is not None
     assert latency.stages["encoder"] == pytest.approx(2_257e9 / 8.1e12 * 1000, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["v100-32gb", "t4-16gb", "l4-24gb", "a10-24gb", "a100-40gb", "h100-80gb"])
+def test_gpus_before_ampere_have_no_tensor_cores_for_bfloat16(name: str) -> None:
+    large = plan("openai/whisper-large-v2", "meta-llama/Llama-3.2-3B-Instruct")
+    device, work = find_device(name), Workload(30, 30, 1)
+    times: dict[DType, float] = {}
+    for dtype in ("float32", "float16", "bfloat16"):
+        latency = predict(large, device, work, dtype=dtype).latency
+        assert latency is not None
+        times[dtype] = latency.stages["encoder"]
+        is_emulated = dtype == "bfloat16" and name in ("v100-32gb", "t4-16gb")
+        assert ("no tensor cores for bfloat16" in latency.source) == is_emulated
+    assert times["float16"] < times["float32"]
+    assert times["bfloat16"] == times["float32" if name in ("v100-32gb", "t4-16gb") else "float16"]
 
 
 def test_everything_is_json() -> None:

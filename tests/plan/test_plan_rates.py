@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stapes.environment import environment
 from stapes.errors import StapesError
 from stapes.plan import calibration_path, read_calibration
 from stapes.plan.rates import Calibration
@@ -24,7 +25,7 @@ VALUES = {
     "features": [0.5, 0.125],
     "process_bytes": 1000,
     "token_bytes": 2.0,
-    "environment": {},
+    "environment": environment(),
 }
 
 
@@ -73,6 +74,22 @@ def test_a_stage_is_its_call_its_layers_and_its_operations(calibration: Calibrat
 def test_a_machine_that_was_not_measured_has_no_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAPES_CACHE", str(tmp_path))
     assert read_calibration(2) is None
+
+
+@pytest.mark.parametrize("key", ["device_name", "versions", None])
+def test_rates_of_another_cpu_or_torch_are_not_used(calibration: Calibration, key: str | None) -> None:
+    here = environment()
+    others = {"device_name": "Pentium 90", "versions": {**here["versions"], "torch": "1.0"}}
+    noted = {**here, key: others[key]} if key else {}
+    calibration_path(2).write_text(json.dumps({**VALUES, "environment": noted}))
+    cpu, torch = noted.get("device_name", "?"), noted.get("versions", {}).get("torch", "?")
+    with pytest.warns(UserWarning, match="it is not used") as warned:
+        assert read_calibration(2) is None
+    (one,) = warned
+    assert str(one.message) == (
+        f"{calibration_path(2)}: measured on {cpu} with torch {torch}, and here is {here['device_name']} with torch "
+        f"{here['versions']['torch']}; it is not used: run `stapes plan --calibrate` again"
+    )
 
 
 def test_a_file_of_another_version_is_refused(calibration: Calibration) -> None:

@@ -122,6 +122,19 @@ def test_work_follows_the_clip_and_blocks_of_30_s_do_not_see_each_other() -> Non
     assert padded.num_audio_tokens(10) == plan.num_audio_tokens(30) == 188
 
 
+def test_heads_that_share_keys_and_values_read_them_once() -> None:
+    llm = LLMShape.from_config(PUBLISHED["HuggingFaceTB/SmolLM2-135M"], "x")
+    whisper = WhisperShape.from_config(PUBLISHED["openai/whisper-base"])
+    plan = ModelPlan("x", "y", whisper, None, MLPShape(512, 576, 8, 2048), llm)
+    step = plan_stages(plan, Workload(10, 30, 1))[3]
+    (attention,) = (op for op in step.ops if isinstance(op, Attention))
+    alone = Stage("per_token", (attention,), ())
+    context = 63 + 30 + 1
+    # 9 heads of queries and of what comes out, 3 of keys and of values, of 64 each, in 30 layers.
+    assert alone.moved_bytes("float16", None) == 30 * 2 * (2 * 9 * 64 + 2 * context * 3 * 64)
+    assert alone.flops() == 30 * 4 * context * 9 * 64
+
+
 def test_a_step_attends_to_half_of_the_answer(tiny_model_and_processor: Any) -> None:
     plan = plan_of(tiny_model_and_processor("stacked_mlp")[0], "stacked_mlp")
     step = plan_stages(plan, Workload(10, 20, 16))[3]

@@ -85,6 +85,18 @@ def test_what_lies_in_files_of_this_machine_counts(small_parts: Path, tmp_path: 
     assert len({found["data_check"] for found in seen}) == 1
 
 
+def test_a_part_in_the_users_home_counts_too(
+    small_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = Path(shutil.copytree(small_parts, tmp_path / "parts"))
+    keys = {"model.speech_encoder": "~/parts/encoder", "model.llm": "~/parts/llm"}
+    before = marks(load_recipe(folder / "small.yaml", keys), tmp_path)
+    (folder / "llm" / "config.json").write_text("{}")
+    after = marks(load_recipe(folder / "small.yaml", keys), tmp_path)
+    assert [name for name in before if before[name] != after[name]] == NAMES[1:]
+
+
 def test_what_goes_on_from_a_trained_model(small_parts: Path, tmp_path: Path) -> None:
     base = tmp_path / "tuned"
     base.mkdir()

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from ..assembly import file_bytes, load_model, save_model
 from ..errors import ModelFolderError
+from ..model import StapesForConditionalGeneration
 from ..model.int8 import swap_linears
-from ..model.nf4 import dequantize_all
+from ..model.nf4 import dequantize, dequantize_all, describe, layers_of
 
 
 def quantize(source: Path, work: Path, bits: Literal[8] = 8, skip: Sequence[str] = ("connector",)) -> dict[str, Any]:
@@ -23,7 +24,8 @@ def quantize(source: Path, work: Path, bits: Literal[8] = 8, skip: Sequence[str]
         source: a model folder without adapters, complete or trained-part-only.
         work: a folder, which may hold other files already.
         bits: of a weight; 8 is what there is.
-        skip: layers whose name contains one of these texts stay as they are. Those of the connector always do.
+        skip: layers whose name contains one of these texts stay as they are, in 4 bits if they are. Those of the
+            connector always do.
 
     Returns:
         what it cost: `int8_layers`, `nf4_layers` (how many of them were in 4 bits, if any), `int8_weights` (how many
@@ -41,7 +43,7 @@ def quantize(source: Path, work: Path, bits: Literal[8] = 8, skip: Sequence[str]
     if model.config.int8 is not None:
         raise ModelFolderError(f"{source}: its Linear layers are int8 already; quantize the folder it was made from")
     try:
-        dequantized = dequantize_all(model)
+        dequantized = _dequantize(model, skip)
         names = swap_linears(model, skip)
     except ValueError as error:
         raise ModelFolderError(f"{source}: {error}") from error
@@ -56,3 +58,15 @@ def quantize(source: Path, work: Path, bits: Literal[8] = 8, skip: Sequence[str]
         "bytes_after": file_bytes(work),
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def _dequantize(model: StapesForConditionalGeneration, skip: Sequence[str]) -> int:
+    """Replace those 4-bit layers that are to be int8 by the Linear layers they stand for, and return how many."""
+    layers = list(layers_of(model))
+    wanted = [(name, layer) for name, layer in layers if not any(text in name for text in skip)]
+    if len(wanted) == len(layers):
+        return dequantize_all(model)  # which also takes away what marks a model in 4 bits
+    for name, layer in wanted:
+        model.set_submodule(name, dequantize(layer))
+    describe(model)
+    return len(wanted)

@@ -12,10 +12,11 @@ from typing import Any
 from ..errors import RecipeError
 from ..files import read_json
 from ..recipe import Recipe
+from .connector import CTCCompressorShape, Objective
 from .folders import parts_of
-from .model_plan import ModelPlan
+from .model_plan import ModelPlan, Part
 from .predicting import Prediction
-from .shapes import count_parameters
+from .shapes import DType, Weight, count_parameters
 
 _GIB = 1 << 30
 _NONE = "–"
@@ -164,7 +165,6 @@ def to_csv(ablation: Ablation) -> str:
 def _describe(recipe: Recipe, prediction: Prediction, trained: int) -> dict[str, Any]:
     plan, parts = prediction.plan, parts_of(recipe)
     targets = plan.adapters.targets if plan.adapters else None
-    stored = plan.quantization.kind if plan.quantization else "int8" if plan.int8_skip is not None else prediction.dtype
     latency = prediction.latency
     return {
         "recipe": recipe.name,
@@ -172,7 +172,7 @@ def _describe(recipe: Recipe, prediction: Prediction, trained: int) -> dict[str,
         "speech_encoder": _short(parts.speech_encoder),
         "sound_encoder": _short(parts.sound_encoder),
         "llm": _short(parts.llm),
-        "stored": stored,
+        "stored": _stored(plan, prediction.dtype),
         "adapters": ", ".join(name.removesuffix("_proj") for name in targets)
         if isinstance(targets, tuple)
         else targets,
@@ -189,12 +189,29 @@ def _describe(recipe: Recipe, prediction: Prediction, trained: int) -> dict[str,
     }
 
 
+def _stored(plan: ModelPlan, dtype: DType) -> str:
+    """Say how the LLM's linears are stored: all ways there are, for a step may leave some of them as they were."""
+    plain = plan.quantization.kind if plan.quantization else dtype
+    linears = [weight for weight in plan.llm.weights() if weight.kind == "linear"]
+    return ", ".join(dict.fromkeys("int8" if plan.is_int8("language_model", w) else plain for w in linears))
+
+
 def _count_trained(recipe: Recipe, plan: ModelPlan) -> int:
     """Count the parameters that learn in any stage; `plan` is the model of the last one."""
     trainable = {part for stage in recipe.train.values() for part in stage.trainable}
     tuned = _tuned_layers(recipe, plan.speech.num_layers)
+    objectives: set[Objective] = {stage.objective for stage in recipe.train.values() if "connector" in stage.trainable}
+    connector = plan.connector
+
+    def learns(part: Part, weight: Weight) -> bool:
+        if part == "speech_encoder":
+            return weight.learns and weight.name.startswith(tuned)
+        if part == "connector" and isinstance(connector, CTCCompressorShape):
+            return any(connector.teaches(objective, weight) for objective in objectives)
+        return weight.learns
+
     return sum(
-        count_parameters([w for w in own if w.learns and (part != "speech_encoder" or w.name.startswith(tuned))])
+        count_parameters([weight for weight in own if learns(part, weight)])
         for part, own in plan.weights().items()
         if part in trainable
     )

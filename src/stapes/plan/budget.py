@@ -176,13 +176,15 @@ def _single_changes(recipe: Recipe, small_weights: SmallWeights) -> list[tuple[s
         changes.append(("model.pad_audio_to_s", None))
     steps = recipe.model_dump(mode="json")["compress"]
     kinds = {step["kind"] for step in steps}
-    has_lora = any(stage.lora for stage in recipe.train.values())
+    has_lora, is_int8 = any(stage.lora for stage in recipe.train.values()), "quantize" in kinds
     if model is None:
-        has_lora |= read_trained(recipe).adapters is not None
+        trained = read_trained(recipe)
+        has_lora |= trained.adapters is not None
+        is_int8 |= trained.int8_skip is not None
     if has_lora and "merge_lora" not in kinds:
         steps = [*steps, {"kind": "merge_lora"}]
         changes.append(("compress", steps))
-    if small_weights == "int8" and "quantize" not in kinds:
+    if small_weights == "int8" and not is_int8:
         changes.append(("compress", [*steps, {"kind": "quantize", "bits": 8}]))
     if model is None:  # the parts of a model that is trained already are what they are
         return changes
@@ -213,7 +215,9 @@ WHISPERS = (
     "openai/whisper-base",
     "openai/whisper-tiny",
 )
-"""Speech encoders, large to small; large-v3 and its turbo have the encoder of large-v2."""
+"""Speech encoders, large to small; the first large, large-v3 and its turbo have the encoder of large-v2."""
+
+_LARGE_WHISPER = re.compile(r"-large(-v\d)?(-turbo)?$")
 
 LLM_FAMILIES = (
     ("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Llama-3.2-3B-Instruct", "meta-llama/Llama-3.2-1B-Instruct"),
@@ -237,18 +241,31 @@ LLM_FAMILIES = (
 
 def smaller(name: str, family: tuple[str, ...]) -> tuple[str, ...]:
     """List the members of a family that are smaller than `name`, the largest first; none if it is not of it."""
-    same = name.replace("-large-v3-turbo", "-large-v2").replace("-large-v3", "-large-v2").removesuffix(".en")
+    same = _LARGE_WHISPER.sub("-large-v2", name).removesuffix(".en")
     return family[family.index(same) + 1 :] if same in family else ()
 
 
 def smaller_llms(name: str) -> tuple[str, ...]:
-    """List smaller LLMs of the same family; a pre-quantised or base checkpoint counts as its family's."""
-    plain = name.replace("unsloth/", "meta-llama/").removesuffix("-bnb-4bit")
+    """List smaller LLMs of the same family; a pre-quantised or base checkpoint counts as its family's.
+
+    Whoever published it: such are copies under another owner. What a folder of this machine holds is not told by its
+    name.
+    """
+    if name.startswith((".", "/", "~")):
+        return ()
     for family in LLM_FAMILIES:
-        for member in family:
-            if plain in (member, member.removesuffix("-Instruct").removesuffix("-it")):
-                return family[family.index(member) + 1 :]
+        for number, member in enumerate(family):
+            if _plain_name(name) == _plain_name(member):
+                return family[number + 1 :]
     return ()
+
+
+def _plain_name(name: str) -> str:
+    """Take from the name of an LLM what does not tell its size: owner, how it is stored, what it was tuned for."""
+    plain = name.rpartition("/")[2].removeprefix("Meta-").replace("Llama-3.1-", "Llama-3-")
+    for suffix in ("-bnb-4bit", "-unsloth", "-GPTQ", "-Instruct", "-it", "-pt"):
+        plain = plain.removesuffix(suffix)
+    return plain
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

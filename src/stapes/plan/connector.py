@@ -9,6 +9,9 @@ from ..recipe import CTCCompressor, StackedMLP, WindowedQFormer
 from .configs import FRAME_CONTEXT, MAX_LETTER_GROUPS, NO_PIECES, NUM_LETTERS, NUM_PHONES, SOUND_WIDTH, CTCPieces
 from .shapes import Weight, layer_norm, linear
 
+Objective = Literal["answer", "ctc", "letters", "phones", "sound"]
+"""What a stage teaches."""
+
 
 @dataclass(frozen=True)
 class QFormerShape:
@@ -158,6 +161,20 @@ class CTCCompressorShape:
             *linear("sound_out", SOUND_WIDTH if self.names_sounds else D, D_llm),
             *self._sound_weights(),
         ]
+
+    def teaches(self, objective: Objective, weight: Weight) -> bool:
+        """Tell whether a stage with this objective teaches a weight, as the built one's `let_learn` decides it."""
+        module = weight.name.partition(".")[0]
+        for_llm = {"detail", "sound_out", "sound_in", "norm_sound"}
+        match objective:
+            case "answer":
+                return weight.learns and module in for_llm
+            case "ctc":
+                return weight.learns and module not in {*for_llm, "namer"}
+            case "letters" | "phones":
+                return module == objective
+            case "sound":
+                return module == "namer"
 
     def _speller_weights(self) -> list[Weight]:
         if not self.spelling_width:

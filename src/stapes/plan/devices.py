@@ -16,6 +16,9 @@ _CUBLAS_WORKSPACE = (2 * 4096 + 8 * 16) * 1024
 _CUBLAS_WORKSPACE_HOPPER = 32 * MIB
 """What PyTorch gives cuBLAS at its first product (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
 
+_BEFORE_AMPERE = ("v100", "t4")
+"""GPUs of compute capability 7, which emulate bf16 by float32 (CUDA C++ Programming Guide, compute capabilities)."""
+
 LAUNCH_S = 10e-6
 """Assumed time for the host to launch one kernel in eager mode; not measured on any of these devices."""
 
@@ -32,10 +35,11 @@ class GPU:
     Attributes:
         name: as `--device` takes it.
         memory_bytes: of the device.
-        float_flops, half_flops: operations a second in float32 (no TF32) and in fp16/bf16 with tensor cores, dense.
+        float_flops, half_flops: operations a second in float32 (no TF32) and in fp16 with tensor cores, dense.
         bytes_per_s: of its memory.
         workspace_bytes: of cuBLAS.
         source: where the figures stand.
+        has_bfloat16: its tensor cores take bf16 as they take fp16; those before Ampere do not.
     """
 
     name: str
@@ -45,6 +49,7 @@ class GPU:
     bytes_per_s: float
     workspace_bytes: int
     source: str
+    has_bfloat16: bool = True
     kind: Literal["cuda"] = "cuda"
 
     def stage_seconds(self, stage: Stage, dtype: DType, moved_bytes: int) -> float:
@@ -52,7 +57,8 @@ class GPU:
 
         Real kernels reach a part of the stated rates, so a real answer takes longer.
         """
-        flops_per_s = self.float_flops if dtype == "float32" else self.half_flops
+        is_half = dtype == "float16" or (dtype == "bfloat16" and self.has_bfloat16)
+        flops_per_s = self.half_flops if is_half else self.float_flops
         launches = _CALL_LAUNCHES + sum(_LAUNCHES[kind] * count for kind, count in stage.layers)
         return max(stage.flops() / flops_per_s, moved_bytes / self.bytes_per_s, launches * LAUNCH_S)
 
@@ -78,7 +84,8 @@ Device = GPU | CPU
 def _gpu(name: str, memory_gib: int, tflops: tuple[float, float], gb_per_s: float, source: str) -> GPU:
     workspace = _CUBLAS_WORKSPACE_HOPPER if name.startswith("h100") else _CUBLAS_WORKSPACE
     float_flops, half_flops = tflops[0] * 1e12, tflops[1] * 1e12
-    return GPU(name, memory_gib * GIB, float_flops, half_flops, gb_per_s * 1e9, workspace, source)
+    has_bfloat16 = not name.startswith(_BEFORE_AMPERE)
+    return GPU(name, memory_gib * GIB, float_flops, half_flops, gb_per_s * 1e9, workspace, source, has_bfloat16)
 
 
 GPUS = {

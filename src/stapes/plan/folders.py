@@ -27,12 +27,14 @@ class TrainedModel:
         adapters: LoRA in its LLM, None without or after merging.
         quantization: of the LLM's linears in 4 bits, None without.
         int8_skip: modules that stay as they are where Linears are int8; None where they are not.
+        is_complete: its folder holds all weights, not only those that training changed.
     """
 
     model: Model
     adapters: Adapters | None
     quantization: Quantization | None
     int8_skip: tuple[str, ...] | None
+    is_complete: bool
 
 
 def parts_of(recipe: Recipe) -> Model:
@@ -72,6 +74,7 @@ def read_trained(recipe: Recipe) -> TrainedModel:
             _read_adapters(lora) if lora else None,
             Quantization("nf4", double_quant=bool(bits.get("bnb_4bit_use_double_quant"))) if bits else None,
             tuple(config["int8"]["skip"]) if config.get("int8") else None,
+            is_complete=not (folder / "trained.safetensors").exists(),
         )
     except (KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]

@@ -162,22 +162,37 @@ def plan_models(recipe: Recipe) -> list[ModelPlan]:
         plan = _plan_trained(recipe, trained.model, "base")
         plan = replace(plan, adapters=trained.adapters, int8_skip=trained.int8_skip)
         # Merged, it is in float32 even if the LLM that it names is stored in 4 bits.
-        stored = trained.quantization and (plan.llm.quantization or trained.quantization)
-        plan = replace(plan, quantization=stored)
+        quantization = trained.quantization and (plan.llm.quantization or trained.quantization)
+        plan = replace(plan, quantization=quantization)
+        base = _written_whole(plan) if trained.is_complete else plan
         if recipe.train:
-            plans.append(plan)
+            plans.append(base)
             plan = _train_further(recipe, plan)
+        else:
+            plan = base
     plans.append(plan)
-    # A stage's folder holds what was trained; compression writes whole folders, in float32.
-    plan = replace(plan, converted=())
+    # A stage's folder holds what was trained; compression writes whole folders.
+    plan = _written_whole(plan)
     for step in recipe.compress:
         match step:
             case MergeLora():
                 plan = replace(plan, variant=step.kind, adapters=None, quantization=_dequantized(plan))
             case Quantize():
-                plan = replace(plan, variant=step.kind, int8_skip=step.skip, quantization=_dequantized(plan))
+                plan = replace(plan, variant=step.kind, int8_skip=step.skip)
+                plan = plan if _keeps_4_bits(plan) else replace(plan, quantization=_dequantized(plan))
         plans.append(plan)
     return plans
+
+
+def _written_whole(plan: ModelPlan) -> ModelPlan:
+    """Describe a model as a complete folder: it holds all weights as they are used, in float32 or in 4 bits."""
+    quantization = plan.quantization and replace(plan.quantization, is_stored=True)
+    return replace(plan, converted=(), quantization=quantization)
+
+
+def _keeps_4_bits(plan: ModelPlan) -> bool:
+    """Tell whether `int8_skip` leaves out some of the LLM's linears, which stay in 4 bits if they are."""
+    return any(w.kind == "linear" and not plan.is_int8("language_model", w) for w in plan.llm.weights())
 
 
 def _dequantized(plan: ModelPlan) -> Quantization | None:

@@ -40,11 +40,13 @@ class NotaMemory:
     Attributes:
         peak: of the whole process: the published column.
         load_peak, run_peak: bytes, of loading alone and of running alone.
+        activations: the most that inputs, activations and cache take at once, weights and rounding apart.
     """
 
     peak: Peak
     load_peak: int
     run_peak: int
+    activations: int
 
 
 def predict_nota_memory(plan: ModelPlan, workspace_bytes: int) -> NotaMemory:
@@ -64,16 +66,25 @@ def predict_nota_memory(plan: ModelPlan, workspace_bytes: int) -> NotaMemory:
         run.memory.peak,
         load_peak=max(size for phase, size in phases.items() if phase.startswith("load")),
         run_peak=max(size for phase, size in phases.items() if phase.startswith("run")),
+        activations=_activation_peak(plan),
     )
+
+
+def _activation_peak(plan: ModelPlan) -> int:
+    """Answer once without weights; what BEATs makes of its own in each call (`_run_sound`) is none of it."""
+    run = _Replay(plan, 0, rounds=False)
+    run.take_inputs()
+    run.encode_connect_answer()
+    return sum(run.memory.peak.by_part.get(part, 0) for part in ("inputs", _ACTIVATIONS, "kv_cache"))
 
 
 class _Replay:
     """The allocations of one process, in order."""
 
-    def __init__(self, plan: ModelPlan, workspace_bytes: int) -> None:
+    def __init__(self, plan: ModelPlan, workspace_bytes: int, *, rounds: bool = True) -> None:
         self.loaded = plan
         self.plan = plan.without_dropped()
-        self.memory = Memory(rounds=True)
+        self.memory = Memory(rounds=rounds)
         self._workspace_bytes = workspace_bytes
         self._workspace: Block | None = None
         self._conv_kernel: Block | None = None
@@ -95,6 +106,10 @@ class _Replay:
         for part in ("speech_encoder", "sound_encoder", "connector"):
             for weight in weights[part]:
                 self._hold(weight.size * _FULL, part)
+        self.take_inputs()
+
+    def take_inputs(self) -> None:
+        """Take what the protocol makes of a clip before its clock starts."""
         take = self.memory.take
         take(self.plan.speech.num_mels * 2 * self.plan.speech.num_positions * _FULL, "inputs")
         take(AUDIO_S * SAMPLE_RATE_HZ * 8, "inputs")  # the waveform comes from numpy, in float64

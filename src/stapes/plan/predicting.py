@@ -182,7 +182,7 @@ def _nota_memory(plan: ModelPlan, device: GPU) -> MemoryPrediction:
         at=predicted.peak.phase,
         by_part=by_part,
         kv_cache=plan.without_dropped().llm.kv_cache_bytes(length, 2),
-        activations=by_part.get("activations", 0),
+        activations=predicted.activations,
     )
 
 
@@ -207,12 +207,14 @@ def _cpu_memory(plan: ModelPlan, work: Workload, calibration: Calibration | None
     resident, packing = _resident_weights(plan.without_dropped())
     activations = activation_peak(plan, work, "float32").total
     base = {"process": process, "tokenizer": tokenizer}
-    run = {**base, **resident, "activations": max(activations, packing)}
-    # What is converted exists twice for a while: as it is read from its file, in 16 bits, and in float32.
-    whole, _ = _resident_weights(plan)
-    converted = {part: whole[part] for part in plan.converted}
-    load = {**base, **converted, "load copies": sum(size // 2 for size in converted.values())}
+    loading = _loading_weights(plan)
+    load = {**base, **loading}
+    # What was read to be quantised is no copy that goes.
+    pages = {part: size for part, size in loading.items() if part == "file pages"}
+    run = {**base, **resident, "activations": max(activations, packing), **pages}
     load_peak, run_peak = sum(load.values()), sum(run.values())
+    is_quantised = _is_quantised_at_load(plan) and "language_model" not in plan.converted
+    at_load = "load: quantisation to 4 bits" if is_quantised else "load: conversion to float32"
     missing = None
     if calibration is None:
         missing = "the process itself and its tokenizer; `stapes plan --calibrate` measures them once"
@@ -221,7 +223,7 @@ def _cpu_memory(plan: ModelPlan, work: Workload, calibration: Calibration | None
         peak=max(load_peak, run_peak),
         load_peak=load_peak,
         run_peak=run_peak,
-        at="load: conversion to float32" if load_peak > run_peak else "run",
+        at=at_load if load_peak > run_peak else "run",
         by_part=load if load_peak > run_peak else run,
         kv_cache=_kv_cache(plan, work, "float32"),
         activations=activations,
@@ -247,6 +249,33 @@ def _resident_weights(plan: ModelPlan) -> tuple[dict[str, int], int]:
     return resident, packing
 
 
+def _loading_weights(plan: ModelPlan) -> dict[str, int]:
+    """Sum the bytes of weights that loading reads or makes, at the moment when they are most: by part, and besides.
+
+    What is converted exists twice for a while: as it is read from its file, in 16 bits, and in float32. An LLM that is
+    quantised while it is loaded is in float32 first, all of it if it is converted. Else each linear is read from its
+    file, whose pages stay: what is not quantised keeps the file mapped.
+    """
+    loading: dict[str, int] = {}
+    copies = pages = 0
+    for part, weights in plan.weights().items():
+        for weight in weights:
+            is_4_bit = part == "language_model" and plan.quantization is not None and weight.kind == "linear"
+            is_made = is_4_bit and _is_quantised_at_load(plan)
+            size, whole = sum(stored_sizes(plan, part, weight, "float32")), 4 * weight.size
+            if part in plan.converted and (is_made or not is_4_bit):
+                loading[part] = loading.get(part, 0) + whole
+                copies += whole // 2
+            elif part in plan.converted or is_made:
+                loading[part] = loading.get(part, 0) + size
+                pages += whole if is_made else 0
+    return {**loading, "load copies": copies, **({"file pages": pages} if pages else {})}
+
+
+def _is_quantised_at_load(plan: ModelPlan) -> bool:
+    return plan.quantization is not None and not plan.quantization.is_stored
+
+
 def _kv_cache(plan: ModelPlan, work: Workload, dtype: DType) -> int:
     length = plan.num_audio_tokens(work.audio_s) + work.text_tokens + work.new_tokens
     return plan.without_dropped().llm.kv_cache_bytes(length, DTYPE_BYTES[dtype])
@@ -262,6 +291,8 @@ def _gpu_latency(plan: ModelPlan, device: GPU, work: Workload, dtype: DType) -> 
         f"stated rates ({device.source}) and {1e6 * LAUNCH_S:.0f} µs assumed for the launch of each kernel, whichever "
         "is slowest; never measured, and without features"
     )
+    if dtype == "bfloat16" and not device.has_bfloat16:
+        source += "; it has no tensor cores for bfloat16, which counts as float32 and may take longer"
     return LatencyPrediction(stages, ttft, stages["per_token"], source)
 
 

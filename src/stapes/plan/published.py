@@ -1,7 +1,8 @@
 """Shapes of public models, for machines that hold no copy of their configuration files.
 
 Each entry is what the config.json of that Hub id says, reduced to what decides a shape; the id is its source. Entries
-were compared with the parameter counts their authors publish (tests/plan/test_published.py).
+were compared with the parameter counts their authors publish (tests/plan/test_plan_shapes.py).
+`dtype` is what the files hold, float32 where it is left out: loading such in 16 bits takes copies.
 `tokenizer_length` stands where the tokenizer knows fewer tokens than the table has rows, `ctc_pieces` (merges → pieces
 of words for a `ctc_compressor`) where they were counted: in the tokenizer.json of HuggingFaceTB/SmolLM2-135M-Instruct.
 """
@@ -13,8 +14,9 @@ from typing import Any
 Config = dict[str, Any]
 
 
-def _whisper(d_model: int, layers: int, heads: int, mels: int = 80) -> Config:
+def _whisper(d_model: int, layers: int, heads: int, mels: int = 80, dtype: str = "float32") -> Config:
     return {
+        "dtype": dtype,
         "model_type": "whisper",
         "d_model": d_model,
         "encoder_layers": layers,
@@ -31,6 +33,7 @@ def _llm(
     """Write an LLM's configuration; `heads` are those of queries and of keys and values."""
     return {
         "model_type": model_type,
+        "dtype": "bfloat16",
         "hidden_size": width,
         "intermediate_size": ffn,
         "num_hidden_layers": layers,
@@ -51,8 +54,8 @@ _NF4 = {
 _LLAMA_32_1B = _llm("llama", 2048, 8192, 16, (32, 8), 128_256, tie_word_embeddings=True)
 _LLAMA_32_3B = _llm("llama", 3072, 8192, 28, (24, 8), 128_256, tie_word_embeddings=True)
 _LLAMA_3_8B = _llm("llama", 4096, 14_336, 32, (32, 8), 128_256)
-_LLAMA_2_7B = _llm("llama", 4096, 11_008, 32, (32, 32), 32_000)
-_LLAMA_2_13B = _llm("llama", 5120, 13_824, 40, (40, 40), 32_000)
+_LLAMA_2_7B = _llm("llama", 4096, 11_008, 32, (32, 32), 32_000, dtype="float16")
+_LLAMA_2_13B = _llm("llama", 5120, 13_824, 40, (40, 40), 32_000, dtype="float16")
 
 _QWEN_TIED = {"tie_word_embeddings": True, "tokenizer_length": 151_665}
 _QWEN_25_05B = _llm("qwen2", 896, 4864, 24, (14, 2), 151_936, **_QWEN_TIED)
@@ -103,11 +106,11 @@ PUBLISHED: dict[str, Config] = {
     **{f"openai/whisper-small{en}": _whisper(768, 12, 12) for en in ("", ".en")},
     **{f"openai/whisper-medium{en}": _whisper(1024, 24, 16) for en in ("", ".en")},
     **{f"openai/whisper-large{version}": _whisper(1280, 32, 20) for version in ("", "-v2")},
-    **{f"openai/whisper-large-v3{turbo}": _whisper(1280, 32, 20, mels=128) for turbo in ("", "-turbo")},
+    **{f"openai/whisper-large-v3{turbo}": _whisper(1280, 32, 20, 128, "float16") for turbo in ("", "-turbo")},
     **{f"meta-llama/Llama-3.2-1B{it}": _LLAMA_32_1B for it in ("", "-Instruct")},
     **{f"meta-llama/Llama-3.2-3B{it}": _LLAMA_32_3B for it in ("", "-Instruct")},
     **{f"meta-llama/Meta-Llama-3-8B{it}": _LLAMA_3_8B for it in ("", "-Instruct")},
-    **{f"meta-llama/Llama-3.1-8B{it}": _LLAMA_3_8B for it in ("", "-Instruct")},
+    **{f"meta-llama/{meta}Llama-3.1-8B{it}": _LLAMA_3_8B for meta in ("", "Meta-") for it in ("", "-Instruct")},
     "unsloth/Llama-3.2-1B-Instruct-bnb-4bit": {**_LLAMA_32_1B, "quantization_config": _NF4},
     "unsloth/Llama-3.2-3B-Instruct-bnb-4bit": {**_LLAMA_32_3B, "quantization_config": _NF4},
     **{f"meta-llama/Llama-2-7b{chat}-hf": _LLAMA_2_7B for chat in ("", "-chat")},
@@ -123,9 +126,11 @@ PUBLISHED: dict[str, Config] = {
     "Qwen/Qwen3-0.6B": _llm("qwen3", 1024, 3072, 28, (16, 8), 151_936, **_QWEN_3),
     "Qwen/Qwen3-1.7B": _llm("qwen3", 2048, 6144, 28, (16, 8), 151_936, **_QWEN_3),
     **{f"Qwen/Qwen1.5-MoE-A2.7B{chat}": _QWEN_15_MOE for chat in ("", "-Chat")},
-    **{f"google/gemma-2-2b{it}": _GEMMA_2_2B for it in ("", "-it")},
+    "google/gemma-2-2b": {**_GEMMA_2_2B, "dtype": "float32"},
+    "google/gemma-2-2b-it": _GEMMA_2_2B,
     "shuyuej/gemma-2-2b-it-GPTQ": {
         **_GEMMA_2_2B,
+        "dtype": "float16",
         "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128},
     },
     **{f"google/gemma-3-270m{it}": _GEMMA_3_270M for it in ("", "-it")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from math import exp, log
 from pathlib import Path
 from typing import Any
 
+from ..environment import environment
 from ..errors import StapesError
 from ..files import read_json
 from ..weights import cache_folder
@@ -84,6 +86,9 @@ def calibration_path(num_threads: int) -> Path:
 def read_calibration(num_threads: int) -> Calibration | None:
     """Read what `stapes plan --calibrate` measured; None if it has not been run with as many threads.
 
+    What was measured on another CPU or with another torch, in a cache that moved with its disk or outlived an upgrade,
+    is not used: a warning says so.
+
     Raises:
         StapesError: if the file is damaged or was made by another version of the planner.
     """
@@ -92,11 +97,25 @@ def read_calibration(num_threads: int) -> Calibration | None:
         return None
     values = read_json(path)
     try:
-        return Calibration(
+        calibration = Calibration(
             **{**values, "attention": [tuple(pair) for pair in values["attention"]], "features": (*values["features"],)}
         )
     except (TypeError, KeyError) as error:
         raise StapesError(f"{path}: of another version of the planner; run `stapes plan --calibrate` again") from error
+    there, here = _machine(calibration.environment), _machine(environment())
+    if there != here:
+        warnings.warn(
+            f"{path}: measured on {there}, and here is {here}; it is not used: run `stapes plan --calibrate` again",
+            stacklevel=2,
+        )
+        return None
+    return calibration
+
+
+def _machine(circumstances: dict[str, Any]) -> str:
+    """Name the CPU and the torch that rates belong to."""
+    versions = circumstances.get("versions", {})
+    return f"{circumstances.get('device_name', '?')} with torch {versions.get('torch', '?')}"
 
 
 def _interpolate(places: Sequence[float], values: Sequence[float], at: float) -> float:

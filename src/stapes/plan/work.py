@@ -32,13 +32,17 @@ class Linear:
 
 @dataclass(frozen=True)
 class Attention:
-    """`times` attentions of (queries) over (keys), in `heads` heads of `head_width`."""
+    """`times` attentions of (queries) over (keys), in `heads` heads of `head_width`.
+
+    Several heads may share keys and values: of those there are `kv_heads`, as many as `heads` unless given.
+    """
 
     queries: int
     keys: int
     heads: int
     head_width: int
     times: int = 1
+    kv_heads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,10 @@ def plan_stages(plan: ModelPlan, work: Workload) -> list[Stage]:
 
 def _storage(plan: ModelPlan, part: Part) -> Storage:
     """Tell how the linears of a part are stored; of one that is quantised in part, how its first is."""
-    if part == "language_model" and plan.quantization is not None:
-        return "4-bit"
     first = next(weight for weight in plan.weights()[part] if weight.kind == "linear")
-    return "int8" if plan.is_int8(part, first) else "float"
+    if plan.is_int8(part, first):
+        return "int8"
+    return "4-bit" if part == "language_model" and plan.quantization is not None else "float"
 
 
 def _encoder(plan: ModelPlan, audio_s: float) -> Iterable[Op]:
@@ -218,7 +222,7 @@ def _llm(plan: ModelPlan, rows: int, context: int) -> Iterable[Op]:
     times = llm.num_layers
     yield Linear(rows, llm.width, llm.query_width, times, storage)
     yield Linear(rows, llm.width, llm.kv_width, 2 * times, storage)
-    yield Attention(rows, context, llm.num_heads, llm.head_width, times)
+    yield Attention(rows, context, llm.num_heads, llm.head_width, times, llm.num_kv_heads)
     yield Linear(rows, llm.query_width, llm.width, times, storage)
     yield from _mlp(plan, rows, storage)
     yield Pointwise("rms_norm", rows * llm.width, llm.family.num_norms * times)
@@ -272,6 +276,8 @@ def _moved_bytes(op: Op, value_bytes: int, quantization: Quantization | None) ->
             weight = op.inputs * op.outputs * weight_bits[op.storage] // 8
             return (weight + op.rows * (op.inputs + op.outputs) * value_bytes) * op.times
         case Attention():
-            return 2 * (op.queries + op.keys) * op.heads * op.head_width * value_bytes * op.times
+            # Queries and what comes out; keys and values.
+            rows = 2 * op.queries * op.heads + 2 * op.keys * (op.kv_heads or op.heads)
+            return rows * op.head_width * value_bytes * op.times
         case Pointwise():
             return 2 * op.elements * value_bytes * op.times

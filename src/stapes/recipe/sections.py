@@ -250,7 +250,7 @@ class Quantize(Section):
 
     kind: Literal["quantize"]
     bits: Literal[8] = 8
-    skip: tuple[str, ...] = ("connector",)  # modules whose name contains one of these stay as they are
+    skip: tuple[str, ...] = ("connector",)  # modules whose name holds one of these stay as they are, 4 bits too
 
 
 CompressStep = Annotated[MergeLora | Quantize, Field(discriminator="kind")]

@@ -283,7 +283,8 @@ def _digest_parts(model: Model) -> list[Any]:
     if words is not None and words.is_file():  # one that is missing is named when it is read
         found.append(_digest_file(words))
     for part in (model.speech_encoder, model.llm, model.sound_encoder):
-        found += list_stamps(Path(part)) if part is not None and Path(part).is_dir() else []
+        folder = None if part is None else Path(part).expanduser()  # as `weights.resolve` reads names
+        found += list_stamps(folder) if folder is not None and folder.is_dir() else []
     return found
 
 
