@@ -18,7 +18,7 @@ from transformers import LogitsProcessor
 from .assembly import load_model
 from .collector import collector_paused
 from .data.audio import load_audio, prepare_waveform
-from .data.prompts import TEST_INSTRUCTIONS, asks_for_transcript
+from .data.prompts import TEST_INSTRUCTIONS, asks_for_transcript, refuse_audio_token, warn_of_long_prompts
 from .defaults import find_model
 from .errors import UsageError
 from .model import (
@@ -167,7 +167,12 @@ class AudioLM:
         For greedy answers the inputs may have a `cache` of the prompt in them, and how to go on from it
         (`custom_generate`).
         """
+        for instruction in instructions:
+            refuse_audio_token(instruction, self.processor.audio_token, "the question", UsageError)
         inputs = self.processor.prepare(waveforms, instructions).to(self.model.device)
+        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if limit is not None and inputs["input_ids"].shape[1] > limit:
+            warn_of_long_prompts(limit)
         transcripts = [asks_for_transcript(instruction) for instruction in instructions]
         weight = self.model.config.connector_config.ctc_weight
         if not (weight and any(transcripts)):

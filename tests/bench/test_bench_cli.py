@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from stapes.assembly import save_model
 from stapes.bench import NOTA, BenchSettings
 from stapes.bench.runner import measure
 from stapes.cli.bench import _outputs, _print_table, _settings
@@ -78,3 +79,21 @@ def test_mistakes_are_found_before_any_model_is_loaded(tmp_path):
     done = CliRunner().invoke(app, ["bench", str(tmp_path), "--audio-s", "0.01"])
     assert isinstance(done.exception, StapesError)
     assert str(done.exception) == "bench: audio_s is 0.01; give at least 0.025"
+
+
+def test_that_transcripts_are_not_searched_for_is_said(tiny_model_and_processor, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    results = []
+    for name, weight in (("hears", 0.5), ("plain", 0.0)):
+        model, processor = tiny_model_and_processor("ctc_compressor")
+        model.config.connector_config.ctc_weight = weight
+        save_model(model, processor, tmp_path / name)
+        results.append(measure(tmp_path / name, replace(NOTA, warmup=0, repeats=1), lambda done, of: None))
+    assert [result.get("leaves_out_transcript_search") for result in results] == [True, None]
+    line = "latencies leave out the search for a transcript before the first token: hears\n"
+    _print_table(results, [tmp_path / "hears", tmp_path / "plain"])
+    assert line in capsys.readouterr().out
+    _print_table(results[1:], [tmp_path / "plain"])
+    assert "search" not in capsys.readouterr().out
+    told = " ".join(CliRunner().invoke(app, ["bench", "--help"], env={"COLUMNS": "200"}).stdout.split())
+    assert "search for a transcript before the first token (models with ctc_weight) is not timed" in told

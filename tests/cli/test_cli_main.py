@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -109,11 +110,7 @@ def test_an_unknown_verb_or_option_is_mistyped(
     [
         (StapesError("data is broken"), 1, "error: data is broken\n"),
         (RecipeError("x.yaml: no"), 2, "error: x.yaml: no\n"),
-        (
-            KeyboardInterrupt(),
-            130,
-            "error: interrupted; finished steps are kept, and the same command goes on from there\n",
-        ),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x"),
             1,
@@ -137,6 +134,34 @@ def test_errors_become_one_line_and_a_code(
     monkeypatch.setattr(sys.modules["stapes.cli.main"], "app", failing)
     assert run_main(monkeypatch) == code
     assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(
+    ("verb", "kept"),
+    [
+        ("run", "; finished steps are kept, and the same command goes on from there"),
+        ("ablate", "; finished steps are kept, and the same command goes on from there"),
+        ("eval", "; answers are kept, and the same command goes on from there"),
+        ("data synth", "; spoken sentences are kept, and the same command goes on from there"),
+        ("data degrade", ""),
+        ("transcribe", ""),
+    ],
+)
+def test_ctrl_c_says_what_is_kept(
+    verb: str, kept: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    failing = typer.Typer()
+    inner = typer.Typer()
+    failing.add_typer(inner, name="data")
+    for group, name in ((failing, "other"), (inner, "other")):
+        group.command(name)(fail)  # a single command would have no name
+    (inner if " " in verb else failing).command(verb.rpartition(" ")[2])(fail)
+    monkeypatch.setattr(sys.modules["stapes.cli.main"], "app", failing)
+    assert run_main(monkeypatch, *verb.split()) == 130
+    assert capsys.readouterr().err == f"error: interrupted{kept}\n"
 
 
 def test_programming_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,3 +232,41 @@ def small_recipe(tmp_path: Path) -> Path:
         "train: {align: {data: {a.jsonl: 1}, max_steps: 3}}\n"
     )
     return path
+
+
+def test_a_question_with_the_audio_token_is_mistyped(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "clip.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 16_000), 16_000)
+    token = "<|reserved_special_token_0|>"
+    question = ["ask", str(tmp_path / "clip.wav"), f"What is {token}?", "--model", str(tiny_model_folder)]
+    assert run_main(monkeypatch, *question) == 2
+    assert capsys.readouterr().err == f"error: the question holds the audio token '{token}'; take it out\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names that are not text")
+def test_file_names_that_are_no_text_are_printed_escaped(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [tmp_path / os.fsdecode(name) for name in (b"\xff.wav", b"\xc3\xa4.wav")]
+    for clip in clips:
+        with clip.open("wb") as stream:
+            soundfile.write(stream, np.random.default_rng(0).uniform(-0.1, 0.1, 16_000), 16_000, format="WAV")
+    arguments = ["transcribe", *map(str, clips), "--model", str(tiny_model_folder), "--max-new-tokens", "2"]
+    printed = []
+    for options in ([], ["--json"]):
+        # The streams of a process of its own: pytest's take what these refuse, and the other way round.
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+        stderr = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            patch.setattr(sys, "stderr", stderr)
+            patch.setattr(sys, "argv", ["stapes", *arguments, *options])
+            with pytest.raises(SystemExit) as end:
+                main()
+        assert end.value.code == 0
+        stdout.seek(0)
+        printed.append(stdout.read())
+    starts = [line.partition("\t")[0] for line in printed[0].splitlines()]
+    assert starts == [f"{tmp_path}/\\udcff.wav", f"{tmp_path}/ä.wav"]
+    assert [said["audio"] for said in json.loads(printed[1])] == list(map(str, clips))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 
@@ -248,3 +249,17 @@ def test_reading_leaves_no_file_open(tmp_path):
         load_audio(tmp_path / "good.wav")
         fault_of(tmp_path / "bad.wav")
     assert len(list(handles.iterdir())) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)  # so that whoever reads need not wait for one who writes
+    try:
+        os.write(writer, b"RIFF")
+        for read in (load_audio, probe):
+            with pytest.raises(UnusableAudioError, match=r"pipe: is a pipe, which .*; save it as a file$") as caught:
+                read(tmp_path / "pipe")
+            assert caught.value.fault == "unreadable"
+    finally:
+        os.close(writer)

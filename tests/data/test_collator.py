@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from stapes.data.collator import IGNORE, Example, collate
+from stapes.errors import ManifestError
 from stapes.model import CTCVocabulary, StapesForConditionalGeneration, StapesProcessor
 
 Waveforms = Callable[[float, int], np.ndarray]
@@ -142,9 +143,15 @@ def test_a_transcript_is_spelt_in_what_ctc_hears_and_no_other_answer_is(processo
         assert processor.tokenizer.convert_ids_to_tokens(learnt) == [*end, letters.eos_token]
 
 
-def test_a_target_with_the_audio_token_is_refused(processor: StapesProcessor) -> None:
-    target = f"say {processor.audio_token}"
-    with pytest.raises(
-        ValueError, match=r"^the target 'say <\|reserved_special_token_0\|>' holds the audio token; take it"
-    ):
-        collate([Example("Hi?", target, input_features=features(100))], processor)
+@pytest.mark.parametrize(
+    ("instruction", "target", "what"), [("Hi?", "say {}", "target"), ("{}?", "yes", "instruction")]
+)
+def test_a_text_with_the_audio_token_is_the_manifests_mistake(
+    processor: StapesProcessor, instruction: str, target: str, what: str
+) -> None:
+    token = processor.audio_token
+    instruction, target = instruction.format(token), target.format(token)
+    with pytest.raises(ManifestError) as caught:
+        collate([Example(instruction, target, input_features=features(100))], processor)
+    text = {"target": target, "instruction": instruction}[what]
+    assert str(caught.value) == f"the {what} '{text}' holds the audio token '{token}'; take it out"

@@ -13,6 +13,7 @@ from stapes.data.sample import (
     load_manifest,
     load_sample_audio,
     parse_manifest,
+    probe_sample,
     sample_duration_s,
     write_manifest,
 )
@@ -73,6 +74,7 @@ def test_absolute_audio_paths_stay(tmp_path):
         (GOOD | {"duration_s": "3"}, r"`duration_s` is a text \('3'\); wanted a number"),
         (GOOD | {"duration_s": True}, "`duration_s` is a truth value"),
         (GOOD | {"duration_s": -1}, "`duration_s` is -1; wanted seconds above 0"),
+        (GOOD | {"duration_s": 10**400}, r"`duration_s` is 10{20,60}; wanted seconds above 0, or leave it out$"),
         (GOOD | {"duration_s": float("nan")}, "not JSON: NaN is none of its numbers"),
         (GOOD | {"score": float("-inf")}, "not JSON: -Infinity is none of its numbers"),
         (GOOD | {"target": "\ud83d"}, r"not text: half of a character is missing beside \\ud83d"),
@@ -217,3 +219,16 @@ def test_bad_audio_is_named_with_line_and_sample(tmp_path):
         f"{path}:1: sample `a`: {tmp_path / 'a.wav'}: holds 0 samples; record or export it again; "
         "`stapes data check --drop-bad` writes a clean manifest"
     )
+
+
+def test_a_length_that_no_header_tells_is_named_with_line_and_sample(tmp_path):
+    path = write(tmp_path / "m.jsonl", GOOD, GOOD | {"duration_s": 2.0})
+    wrong = f"sample `a`: {tmp_path / 'a.wav'}: no such file; `stapes data check --drop-bad` writes a clean manifest"
+    unknown, known = load_manifest(path)
+    for read, sample in ((sample_duration_s, unknown), (probe_sample, unknown), (probe_sample, known)):
+        with pytest.raises(AudioError) as caught:
+            read(sample)
+        assert str(caught.value) == f"{sample.where}: {wrong}"
+    assert sample_duration_s(known) == 2.0
+    write_wav(tmp_path / "a.wav", 0.1)
+    assert probe_sample(known) == pytest.approx(0.1)

@@ -220,3 +220,14 @@ def test_musicnet_refuses_labels_it_does_not_know(musicnet, tmp_path):
     (musicnet / "musicnet/test_data/2303.wav").unlink()
     with pytest.raises(AudioError, match=r"2303\.csv: .*2303\.wav is not there"):
         write_reading(read_musicnet(musicnet, ["test"]), tmp_path / "out")
+
+
+def test_a_recording_of_musicnet_that_is_broken_can_be_left_out(musicnet, tmp_path):
+    broken = musicnet / "musicnet/test_data/2303.wav"
+    broken.write_bytes(b"no audio")
+    with pytest.raises(AudioError, match=r"^1 samples have no usable audio: .*2303\.csv: .*2303\.wav: not audio"):
+        write_reading(read_musicnet(musicnet), tmp_path / "out")
+    prepared = write_reading(read_musicnet(musicnet), tmp_path / "out", skip_missing=True)
+    assert names(prepared) == {"stage2.jsonl": 4}
+    (message,) = prepared.missing
+    assert message.startswith(f"{musicnet / 'musicnet/test_labels/2303.csv'}: {broken}: not audio")

@@ -170,3 +170,11 @@ def test_the_verb(sentences, tmp_path):
     samples = load_manifest(figures["manifest"])
     assert {sample.source for sample in samples} <= {"flite slt", "flite rms"}
     assert soundfile.info(samples[0].audio).samplerate == 16_000
+
+
+def test_a_byte_order_mark_is_not_spoken(tmp_path):
+    (tmp_path / "lines.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    speak = Whistler()
+    done = synthesize(tmp_path / "lines.txt", tmp_path / "out", Speaker("whistler", ("200",), speak))
+    assert [sample.target for sample in load_manifest(done.manifest)] == ["one", "two"]
+    assert [text for text, _, _ in speak.asked] == ["one", "two"]

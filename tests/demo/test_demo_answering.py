@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -145,3 +146,13 @@ def test_models_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert names_of([tmp_path / "runs/a/tune", tmp_path / "runs/b/tune"]) == ["a/tune", "b/tune"]
     with pytest.raises(UsageError, match=r"tune: is named twice; name each model once$"):
         names_of([tmp_path / "tune", tmp_path / "x" / ".." / "tune"])
+
+
+def test_a_sound_that_is_too_long_is_not_decoded(panel: Panel, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "hours.flac", np.zeros(600 * 16_000, np.int16), 16_000)  # 0.1 MB, and 38 MB of samples
+    tracemalloc.start()
+    with pytest.raises(AudioError, match=r"^The sound lasts 600 s, and this page takes 3 s: "):
+        next(panel.ask(tmp_path / "hours.flac", "Hi?"))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1e6

@@ -72,3 +72,14 @@ def test_the_clips_that_ship_can_be_read() -> None:
     clips = load_clips(Path(__file__).parents[2] / "models" / "stapes-tiny" / "examples" / "clips.jsonl")
     assert {clip.task for clip in clips} >= {"asr", "audiocaption"}
     assert all(clip.target and clip.credit for clip in clips)
+
+
+def test_lines_end_where_those_of_other_manifests_do(tmp_path: Path) -> None:
+    (tmp_path / "crow.ogg").write_bytes(b"no audio is opened here")
+    title = "a\u2028b\x85c"
+    line = json.dumps({"id": "a", "audio": "crow.ogg", "title": title}, ensure_ascii=False).encode()
+    (tmp_path / "clips.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\n" + line + b"\n{")
+    with pytest.raises(ManifestError, match=r"clips\.jsonl:4: not JSON: "):
+        load_clips(tmp_path / "clips.jsonl")
+    (tmp_path / "clips.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\n" + line + b"\n")
+    assert [clip.title for clip in load_clips(tmp_path / "clips.jsonl")] == [title, title]

@@ -87,6 +87,20 @@ def test_stopping_marks_each_card(panel: Panel) -> None:
 
 
 def test_all_events_that_use_the_models_share_one_place(panel: Panel) -> None:
-    page = build_page(panel, [], is_local=True)
+    page = build_page(panel, [])
     of_models = [event for event in page.fns.values() if event.concurrency_id == "models"]
     assert [event.concurrency_limit for event in of_models] == [1, 1, 1, 1]
+
+
+def test_the_page_says_where_sounds_go_and_not_whose_computer_that_is(panel: Panel) -> None:
+    """A proxy in front of a loopback address opens the page to others, and nothing here can know of it."""
+    shown = " ".join(str(block.value) for block in build_page(panel, []).blocks.values() if hasattr(block, "value"))
+    assert "Sounds go to the computer that runs stapes, which sends them nowhere." in shown
+    assert "this computer" not in shown
+
+
+def test_a_question_with_the_audio_token_is_a_message(panel: Panel, clip: str) -> None:
+    token = panel.models["tiny"].processor.audio_token
+    *_, (error, shown) = _answer(panel, clip, f"What is {token}?")
+    assert error["value"] == message(f"the question holds the audio token '{token}'; take it out")
+    assert shown == card(panel.idle()[0])

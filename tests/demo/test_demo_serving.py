@@ -72,7 +72,7 @@ def test_the_page_names_no_other_server(tiny_model_folder: Path) -> None:
 
     panel = Panel({"tiny": load(tiny_model_folder, device="cpu")}, max_audio_s=10, max_new_tokens=4)
     clip = load_clips(Path(__file__).parents[2] / "models" / "stapes-tiny" / "examples" / "clips.jsonl")[0]
-    with TestClient(serving.build_app(panel, [clip], is_local=True)) as client:
+    with TestClient(serving.build_app(panel, [clip])) as client:
         config = client.get("/config")
         sheet = client.get("/theme.css")
         pages = [client.get(path).status_code for path in ("/docs", "/redoc", "/monitoring/summary")]

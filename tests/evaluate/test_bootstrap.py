@@ -83,3 +83,12 @@ def test_few_samples_prove_nothing(n: int, p_value: float) -> None:
 def test_pairs_need_the_same_number_of_samples() -> None:
     with pytest.raises(ValueError, match="2 samples of one variant but 1"):
         paired_difference(hits([1, 0]), hits([1]), seed=0)
+
+
+def test_p_counts_only_resamples_that_have_a_difference() -> None:
+    # The one sample with words is drawn or not: where it is, the first variant is worse, and else nothing is known.
+    first, second = errors([1.0] + [0.0] * 7, [2.0] + [0.0] * 7), errors([0.0] * 8, [2.0] + [0.0] * 7)
+    rng = np.random.default_rng(0)
+    known = sum(0 in rng.integers(8, size=8) for _ in range(100))
+    assert 50 < known < 80
+    assert paired_difference(first, second, seed=0, n_resamples=100).p_value == pytest.approx(2 / (1 + known))

@@ -288,3 +288,28 @@ def test_further_references_reach_the_predictions(manifest: Path, tiny_model_fol
     first, second = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(first)["references"] == ["a second caption"]
     assert "references" not in json.loads(second)
+
+
+@pytest.mark.parametrize("line", [{"audio": "bad.wav"}, {"audio": "gone.wav", "duration_s": 1.0}])
+def test_bad_audio_is_found_before_the_model_is_loaded(manifest: Path, tmp_path: Path, line: dict[str, Any]) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    (tmp_path / "model").mkdir()  # holds no model: to load it would be another error
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"id": "bad", "target": "x"} | line) + "\n")
+    with pytest.raises(AudioError, match=rf"bad\.jsonl:1: sample `bad`: .*{line['audio']}: no"):
+        evaluate_model(tmp_path / "model", [manifest, path], tmp_path / "out", **SETTINGS)
+
+
+def test_a_question_with_the_audio_token_is_refused_before_any_answer(
+    audio_lm: AudioLM, manifest: Path, tmp_path: Path
+) -> None:
+    token = audio_lm.processor.audio_token
+    line = {"id": "odd", "audio": str(manifest.parent / "1.wav"), "task": "qa", "prompt": f"{token}?", "target": "x"}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(line) + "\n")
+    samples = [*load_manifest(manifest), *load_manifest(tmp_path / "odd.jsonl")]
+    with pytest.raises(ManifestError) as caught:
+        predict_all(audio_lm, samples, tmp_path / "predictions.jsonl")
+    assert str(caught.value) == (
+        f"{tmp_path / 'odd.jsonl'}:1: sample `odd`: the question holds the audio token '{token}'; take it out"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.jsonl"]

@@ -200,3 +200,10 @@ def test_paths_below_the_current_folder_are_relative(tmp_path, monkeypatch):
     assert shorten(tmp_path / "a/b.jsonl") == "a/b.jsonl"
     assert shorten("/elsewhere/b.jsonl") == "/elsewhere/b.jsonl"
     assert make_environment()["num_threads"] == 2
+
+
+def test_that_transcripts_are_not_searched_for_is_said(run_folder):
+    change_bench(run_folder, "tune", leaves_out_transcript_search=True)
+    assert measured(collect([run_folder])).warnings == (
+        "TTFT, RTF and latency leave out the search for a transcript before the first token (tune).",
+    )

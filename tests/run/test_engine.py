@@ -13,7 +13,7 @@ from stapes.files import read_json
 from stapes.inference import load
 from stapes.model import BeatsConfig, BeatsEncoder, BeatsFeatureExtractor
 from stapes.recipe import Recipe, load_recipe
-from stapes.run import check_recipe, run_recipe
+from stapes.run import check_recipe, check_splits, run_recipe
 
 # Measuring starts a process for each variant, which is the slow tier's business.
 OFFLINE = {"bench": None}
@@ -238,3 +238,23 @@ def test_a_model_is_not_measured_on_what_it_learns_from(
     problem = rf"small\.yaml: {key}: \d samples of .* are about clips that the model learns from, .*`train[01]`, which"
     with pytest.raises(ManifestError, match=problem):
         check_recipe(recipe, "small.yaml")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_further_clips_of_a_sample_are_learnt_and_measured_too(small_parts: Path, tmp_path: Path, split: str) -> None:
+    parts = Path(shutil.copytree(small_parts, tmp_path / "parts"))
+    learnt = json.loads((parts / "train.jsonl").read_text().splitlines()[0])
+    tested = json.loads((parts / "valid.jsonl").read_text().splitlines()[0])
+    if split == "train":  # the test's clip is heard after the first one of a sample that is learnt
+        own, other = learnt, tested
+    else:
+        own, other = tested, learnt
+    own["extra_audio"] = [other["audio"]]
+    (parts / "a.jsonl").write_text(json.dumps(learnt) + "\n")
+    (parts / "b.jsonl").write_text(json.dumps(tested) + "\n")
+    learnt_from = {f"train.{stage}.data": {str(parts / "a.jsonl"): 1} for stage in ("align", "tune")}
+    keys = {**learnt_from, "train.align.valid": [], "evaluate.data": [str(parts / "b.jsonl")]}
+    recipe = load_recipe(parts / "small.yaml", keys)
+    problem = rf"^small\.yaml: evaluate\.data: 1 samples of .*b\.jsonl are .* e\.g\. `{tested['id']}`, which .*a\.jsonl"
+    with pytest.raises(ManifestError, match=problem):
+        check_splits(recipe, "small.yaml")

@@ -1,7 +1,8 @@
 """How long an answer takes, part by part.
 
 The parts are the model's own, called in the order `generate` calls them: features (processor) → encoders →
-connector → prefill → one cached step a token. Prefill is bound by arithmetic, a cached step by reading every weight
+connector → prefill → one cached step a token. Not among them is the search for a transcript, which models with
+`ctc_weight` make before the LLM writes. Prefill is bound by arithmetic, a cached step by reading every weight
 once; so the two are told apart. Clocks are read only when the device has done all it was given.
 
 The CUDA half was type-checked and unit-tested, but never run on a GPU.

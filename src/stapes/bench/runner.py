@@ -84,6 +84,8 @@ def measure(folder: Path, settings: BenchSettings, report: Report) -> dict[str, 
         "parameters": model.num_parameters_by_part(),
         "environment": environment(str(device), _dtype(model)),
     }
+    if model.config.connector_config.ctc_weight:
+        result["leaves_out_transcript_search"] = True
     if settings.protocol == "nota":
         peak = max(import_peak, memory["load_peak"], memory["run_peak"])
         result["nota"] = {

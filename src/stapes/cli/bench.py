@@ -42,7 +42,8 @@ def bench(
 ) -> None:
     """Measure latency by part, memory and size, one model after another, each in a process of its own.
 
-    LoRA adapters are measured beside the weights, as a folder has them; `merge_lora` writes one without.
+    The search for a transcript before the first token (models with `ctc_weight`) is not timed. LoRA adapters
+    are measured beside the weights, as a folder has them; `merge_lora` writes one without.
 
     Example: `stapes bench runs/tiny/tune runs/tiny/quantize --threads 2`
     """
@@ -147,6 +148,10 @@ def _print_table(results: list[dict[str, Any]], models: list[Path]) -> None:
     console = Console()
     console.print(table)
     console.print(_circumstances(first), highlight=False)
+    searching = [name for name, r in zip(names, results, strict=True) if r.get("leaves_out_transcript_search")]
+    if searching:
+        told = f"latencies leave out the search for a transcript before the first token: {', '.join(searching)}"
+        console.print(told, highlight=False)
 
 
 def _circumstances(result: dict[str, Any]) -> str:

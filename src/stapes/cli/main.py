@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import sys
 from typing import Annotated
@@ -18,6 +19,14 @@ Example: `stapes run recipes/tiny.yaml`
 """
 
 _INTERRUPTED = 130
+
+# Of the verbs that go on where they were stopped. `data prepare` does so for two corpora only, and makes no promise.
+_KEPT = {
+    ("run",): "finished steps are kept",
+    ("ablate",): "finished steps are kept",
+    ("eval",): "answers are kept",
+    ("data", "synth"): "spoken sentences are kept",
+}
 
 app = typer.Typer(
     help=_HELP,
@@ -44,6 +53,9 @@ def main() -> None:
     """Run the program; exit 0 (done), 1 (failed), 2 (mistyped) or 130 (Ctrl-C); user errors show no traceback."""
     # It speaks when it is first imported, which peft does where it is installed, of kernels that nobody asked for.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name need not be text; what cannot be written is then escaped, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except StapesError as error:
@@ -51,7 +63,7 @@ def main() -> None:
     except SystemExit as end:
         # typer turns Ctrl-C into this code and says nothing.
         if end.code == _INTERRUPTED:
-            _fail("interrupted; finished steps are kept, and the same command goes on from there", _INTERRUPTED)
+            _fail(f"interrupted{_what_is_kept(sys.argv[1:])}", _INTERRUPTED)
         raise
     except BrokenPipeError:
         # `stapes … | head`: the reader left, which is no error of ours.
@@ -62,6 +74,12 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
         _fail(f"{where}{error.strerror or error}{hint}", 1)
+
+
+def _what_is_kept(arguments: list[str]) -> str:
+    """Say what an interrupted verb, the first one or two of the arguments, goes on from; nothing if it does not."""
+    kept = _KEPT.get(tuple(arguments[:1])) or _KEPT.get(tuple(arguments[:2]))
+    return f"; {kept}, and the same command goes on from there" if kept else ""
 
 
 def _fail(message: str, code: int) -> None:

@@ -129,28 +129,37 @@ def prepare_waveform(samples: np.ndarray, sample_rate_hz: int, *, name: str = "a
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def probe(path: str | Path) -> AudioInfo:
+def probe(path: str | Path, *, name: str | None = None) -> AudioInfo:
     """Read the header of an audio file; its samples are not decoded, so a cut may go unseen.
 
-    Those of an MP3 whose header does not say how many there are have to be, to be counted.
+    Those of an MP3 whose header does not say how many there are have to be, to be counted; none is kept.
+
+    Args:
+        path: the file.
+        name: what error messages call it; the path unless given.
 
     Raises:
         UnusableAudioError: (an `AudioError`) if the file is missing, not audio, or holds no samples.
     """
-    with _open(path, str(path)) as (_, sound):
+    name = name or str(path)
+    with _open(path, name) as (_, sound):
         if sound.frames == 0:
-            raise UnusableAudioError(f"{path}: holds 0 samples; record or export it again", "empty")
+            raise UnusableAudioError(f"{name}: holds 0 samples; record or export it again", "empty")
         num_frames = sound.frames
         if sound.format == "MP3":
-            with _open_stream(path, str(path)) as again:  # the other one's position is libsndfile's
+            with _open_stream(path, name) as again:  # the other one's position is libsndfile's
                 has_length = _mp3_has_length(again)
-            num_frames = num_frames if has_length else len(_decode(sound, str(path)))
+            num_frames = num_frames if has_length else sum(map(len, _blocks(sound, name)))
         return AudioInfo(num_frames / sound.samplerate, sound.samplerate, sound.channels, sound.format)
 
 
 @contextmanager
 def _open(source: str | Path | bytes, name: str) -> Iterator[tuple[BinaryIO, soundfile.SoundFile]]:
     with _open_stream(source, name) as stream:
+        if not stream.seekable():
+            raise UnusableAudioError(
+                f"{name}: is a pipe, which can be read in order only; save it as a file", "unreadable"
+            )
         if stream.seek(0, os.SEEK_END) == 0:
             raise UnusableAudioError(f"{name}: is an empty file (0 bytes); copy or download it again", "empty")
         stream.seek(0)
@@ -191,17 +200,21 @@ def _open_stream(source: str | Path | bytes, name: str) -> BinaryIO:
 
 
 def _decode(sound: soundfile.SoundFile, name: str) -> np.ndarray:
-    """Read all frames, (N,): in blocks, because a damaged header may promise more than memory holds."""
-    blocks = []
+    """Read all frames, (N,)."""
+    blocks = list(_blocks(sound, name))
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def _blocks(sound: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
+    """Read all frames in blocks (N,), because a damaged header may promise more than memory holds."""
     try:
         while (block := sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)).shape[0]:
-            blocks.append(block.mean(axis=1))
+            yield block.mean(axis=1)
     except soundfile.LibsndfileError as error:
         raise UnusableAudioError(
             f"{name}: its {sound.format} data is cut off or damaged ({_reason(sound, error)}); copy or encode it again",
             "truncated",
         ) from error
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def _reason(sound: soundfile.SoundFile, error: soundfile.LibsndfileError) -> str:

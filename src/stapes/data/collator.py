@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import ManifestError
 from ..model import CTCVocabulary, StapesProcessor, WordList, letter_numbers, phone_numbers
+from .prompts import refuse_audio_token
 from .spoken import caption_words, spoken_words
 
 IGNORE = -100
@@ -57,7 +59,7 @@ def collate(
         `encoder_frames_mask` (B, T).
 
     Raises:
-        ValueError: if an instruction or a target contains the audio token.
+        ManifestError: if an instruction or a target contains the audio token.
     """
     rows = [_tokenize(example, processor, vocabulary) for example in examples]
     length = max(len(ids) for ids, _ in rows)
@@ -136,10 +138,10 @@ def _tokenize(example: Example, processor: StapesProcessor, vocabulary: CTCVocab
     else:
         assert example.input_features is not None
         num_feature_frames = example.input_features.shape[1]
+    for what, text in (("instruction", example.instruction), ("target", example.target)):
+        refuse_audio_token(text, processor.audio_token, f"the {what} {text!r:.60}", ManifestError)
     audio = processor.audio_token * processor.num_audio_tokens(num_feature_frames)
     prompt = processor.build_prompt(example.instruction).replace(processor.audio_token, audio)
-    if processor.audio_token in example.target:
-        raise ValueError(f"the target {example.target!r} holds the audio token; take it out")
     tokenizer = processor.tokenizer
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if vocabulary is not None and example.target == example.transcript:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import numpy as np
 
+from ..errors import StapesError
 from .sample import Sample, Task
 
 TRAIN_INSTRUCTIONS: dict[Task, tuple[str, ...]] = {
@@ -25,6 +29,31 @@ TRAIN_INSTRUCTIONS: dict[Task, tuple[str, ...]] = {
 }
 
 TEST_INSTRUCTIONS: dict[Task, str] = {"asr": "Transcribe the speech.", "audiocaption": "Describe the sound."}
+
+_log = logging.getLogger(__name__)
+
+
+def refuse_audio_token(text: str, audio_token: str, what: str, kind: type[StapesError]) -> None:
+    """Raise if a text holds the token that stands for audio in prompts.
+
+    Args:
+        text: an instruction or a target.
+        audio_token: of the processor.
+        what: what the message calls the text.
+        kind: of the error.
+    """
+    if audio_token in text:
+        raise kind(f"{what} holds the audio token '{audio_token}'; take it out")
+
+
+@cache
+def warn_of_long_prompts(limit: int) -> None:
+    """Warn, once, that a prompt is longer than the `limit` of positions that an LLM was made for."""
+    _log.warning(
+        "audio and question are longer than the %d tokens that the LLM was made for (`max_position_embeddings`): "
+        "answers may be nonsense; ask about shorter pieces of the audio",
+        limit,
+    )
 
 
 def asks_for_transcript(instruction: str) -> bool:

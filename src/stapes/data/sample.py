@@ -6,7 +6,9 @@ import difflib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -155,14 +157,10 @@ def load_sample_audio(sample: Sample) -> np.ndarray:
         AudioError: naming manifest line, sample and file.
     """
     gap = np.zeros(round(GAP_S * SAMPLE_RATE_HZ), np.float32)
-    try:
+    with _named(sample):
         pieces = [load_audio(sample.audio)]
         for extra in sample.extra_audio:
             pieces += [gap, load_audio(extra)]
-    except AudioError as error:
-        raise AudioError(
-            f"{sample.where}: sample `{sample.id}`: {error}; `stapes data check --drop-bad` writes a clean manifest"
-        ) from error
     return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
@@ -170,12 +168,31 @@ def sample_duration_s(sample: Sample) -> float:
     """Tell how long a sample's audio is: what the manifest says, else what the files' headers say.
 
     Raises:
-        AudioError: if the manifest does not say it and a file cannot be read.
+        AudioError: if the manifest does not say it and a file cannot be read, as `probe_sample` does.
     """
-    if sample.duration_s is not None:
-        return sample.duration_s
+    return probe_sample(sample) if sample.duration_s is None else sample.duration_s
+
+
+def probe_sample(sample: Sample) -> float:
+    """Read the headers of a sample's audio, and tell how long it is in seconds, gaps included.
+
+    Raises:
+        AudioError: naming manifest line, sample and file.
+    """
     clips = (sample.audio, *sample.extra_audio)
-    return sum(probe(clip).duration_s for clip in clips) + GAP_S * len(sample.extra_audio)
+    with _named(sample):
+        return sum(probe(clip).duration_s for clip in clips) + GAP_S * len(sample.extra_audio)
+
+
+@contextmanager
+def _named(sample: Sample) -> Iterator[None]:
+    """Have errors about audio name manifest line and sample."""
+    try:
+        yield
+    except AudioError as error:
+        raise AudioError(
+            f"{sample.where}: sample `{sample.id}`: {error}; `stapes data check --drop-bad` writes a clean manifest"
+        ) from error
 
 
 def transcript_of(sample: Sample) -> str | None:
@@ -247,8 +264,8 @@ def _parse_line(path: Path, where: str, line: bytes) -> Sample:
     if task not in TASKS:
         raise ManifestError(f"{where}: {_unknown_task(task, TASKS)}")
     duration_s = entry.get("duration_s")
-    if duration_s is not None and not 0 < duration_s < float("inf"):
-        raise ManifestError(f"{where}: `duration_s` is {duration_s}; wanted seconds above 0, or leave it out")
+    if duration_s is not None and not 0 < duration_s <= sys.float_info.max:
+        raise ManifestError(f"{where}: `duration_s` is {duration_s!r:.60}; wanted seconds above 0, or leave it out")
     prompt = entry.get("prompt")
     if task == "qa" and not prompt:
         raise ManifestError(f"{where}: sample `{entry['id']}` is a `qa` without `prompt`; add its question")

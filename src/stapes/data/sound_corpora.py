@@ -275,7 +275,12 @@ def read_musicnet(root: Path, splits: Sequence[str] = ()) -> Reading:
             if not audio.is_file():
                 missing.append(f"{notes_of}: {audio} is not there")
                 continue
-            pieces = _music_pieces(notes_of, probe(audio).duration_s)
+            try:
+                duration_s = probe(audio).duration_s
+            except AudioError as error:
+                missing.append(f"{notes_of}: {error}")
+                continue
+            pieces = _music_pieces(notes_of, duration_s)
             cuts[audio] = [cut for cut, _ in pieces]
             samples += _music_questions(pieces, facts.get(notes_of.stem))
     return Reading(manifests, cuts, missing, notes)

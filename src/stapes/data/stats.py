@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..errors import AudioError
 from ..files import write_json, write_text
 from .sample import TASKS, Sample, load_manifest, sample_duration_s
 
@@ -118,20 +117,11 @@ def write_stats(figures: dict[str, Any], folder: str | Path) -> Path:
 def _durations(samples: Sequence[Sample], progress: Callable[[int, int], None] | None) -> list[float]:
     durations_s = []
     with ThreadPoolExecutor() as pool:
-        for number, duration_s in enumerate(pool.map(_duration, samples), start=1):
+        for number, duration_s in enumerate(pool.map(sample_duration_s, samples), start=1):
             durations_s.append(duration_s)
             if progress:
                 progress(number, len(samples))
     return durations_s
-
-
-def _duration(sample: Sample) -> float:
-    try:
-        return sample_duration_s(sample)
-    except AudioError as error:
-        raise AudioError(
-            f"{sample.where}: sample `{sample.id}`: {error}; `stapes data check` lists all such samples"
-        ) from error
 
 
 def _words(text: str) -> list[str]:

@@ -186,7 +186,7 @@ def _check_settings(voices: Sequence[str], rates: tuple[float, float]) -> None:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file; it is to hold a sentence a line") from None
     except (OSError, UnicodeDecodeError) as error:

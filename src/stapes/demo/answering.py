@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ..bench.memory import MemoryKind, memory_kind, peak_bytes, reset_peak
-from ..data.audio import SAMPLE_RATE_HZ, load_audio
+from ..data.audio import SAMPLE_RATE_HZ, load_audio, probe
 from ..errors import AudioError, UsageError
 from ..inference import AnswerStream, AudioLM
 
@@ -96,13 +96,11 @@ class Panel:
             raise AudioError("There is no sound yet: record some, choose a file, or take an example.")
         if not instruction:
             raise UsageError("The question is empty: write what you want to know about the sound.")
-        waveform = load_audio(audio, name=Path(audio).name)
-        audio_s = waveform.shape[0] / SAMPLE_RATE_HZ
-        if audio_s > self.max_audio_s:
-            raise AudioError(
-                f"The sound lasts {audio_s:.0f} s, and this page takes {self.max_audio_s:g} s: cut it below its "
-                "waveform, or start the page with a larger `--max-audio-s`."
-            )
+        name = Path(audio).name
+        # Before hours of sound, which a small file may hold, become gigabytes of samples.
+        self._refuse_long(probe(audio, name=name).duration_s)
+        waveform = load_audio(audio, name=name)
+        self._refuse_long(waveform.shape[0] / SAMPLE_RATE_HZ)  # a header may be wrong
         replies = [Reply(name, state="waiting") for name in self.models]
         yield list(replies)
         for row, lm in enumerate(self.models.values()):
@@ -110,6 +108,13 @@ class Panel:
                 for reply in grown:
                     replies[row] = reply
                     yield list(replies)
+
+    def _refuse_long(self, audio_s: float) -> None:
+        if audio_s > self.max_audio_s:
+            raise AudioError(
+                f"The sound lasts {audio_s:.0f} s, and this page takes {self.max_audio_s:g} s: cut it below its "
+                "waveform, or start the page with a larger `--max-audio-s`."
+            )
 
     def _reply(self, reply: Reply, lm: AudioLM, waveform: np.ndarray, instruction: str) -> Generator[Reply]:
         with self._busy:

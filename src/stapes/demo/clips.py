@@ -42,7 +42,8 @@ def load_clips(manifest: Path) -> list[Clip]:
         ManifestError: for a missing manifest or audio file, or the first line that is wrong.
     """
     try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
+        # At line feeds alone, as other manifests: JSON may hold what else ends a line in Unicode.
+        lines = manifest.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise ManifestError(f"{manifest}: cannot be read: {error.strerror}; name a manifest of clips") from None
     except UnicodeDecodeError as error:

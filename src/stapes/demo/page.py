@@ -32,6 +32,12 @@ _EXAMPLES_OF: dict[Task, str] = {
     "qa": "Examples of questions",
 }
 
+# Whose computer that is, the page cannot tell: a proxy may stand before a loopback address.
+_FOOT = (
+    '<p class="foot">Sounds go to the computer that runs stapes, which sends them nowhere. Recordings are deleted '
+    "after an hour, and when the page is closed down. Small models make mistakes.</p>"
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -65,18 +71,17 @@ def head() -> str:
     return f"<style>{_CSS.read_text(encoding='utf-8')}</style>"
 
 
-def build_page(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> gr.Blocks:
+def build_page(panel: Panel, clips: Sequence[Clip]) -> gr.Blocks:
     """Lay out the page.
 
     Args:
         panel: the models.
         clips: examples to offer; none is fine.
-        is_local: whether only this computer can open the page, which the page then says.
     """
     with gr.Blocks(title="stapes", analytics_enabled=False, delete_cache=(_DELETE_EVERY_S, _DELETE_AFTER_S)) as page:
         gr.HTML(_head(list(panel.models)))
         parts = _lay_out(panel, clips)
-        gr.HTML(_foot(is_local))
+        gr.HTML(_FOOT)
         _connect(parts, panel, clips)
     return page.queue(max_size=MAX_WAITING, api_open=False)
 
@@ -211,16 +216,4 @@ def _head(names: list[str]) -> str:
     return (
         '<header class="head"><h1>stapes</h1>'
         f"<p>Give it a sound and ask about it. {'Models' if len(names) > 1 else 'Model'}: {shown}</p></header>"
-    )
-
-
-def _foot(is_local: bool) -> str:
-    where = (
-        "Everything happens on this computer; no sound leaves it."
-        if is_local
-        else "Sounds go to the computer that runs stapes and nowhere else."
-    )
-    return (
-        f'<p class="foot">{where} Recordings are deleted after an hour, and when the page is closed down. '
-        "Small models make mistakes.</p>"
     )

@@ -78,7 +78,7 @@ def serve(
         models = {name: load(folder, device=device) for name, folder in zip(names, folders, strict=True)}
         panel = Panel(models, max_audio_s=max_audio_s, max_new_tokens=max_new_tokens)
         os.environ["GRADIO_TEMP_DIR"] = uploads  # read when gradio is imported
-        app = build_app(panel, clips, is_local=is_loopback(host))
+        app = build_app(panel, clips)
         _run(app, sock, lambda: on_ready(address_of(sock, host)))
 
 
@@ -149,7 +149,7 @@ def address_of(sock: socket.socket, host: str) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def build_app(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> Any:
+def build_app(panel: Panel, clips: Sequence[Clip]) -> Any:
     """Build the ASGI app that shows the page of `panel`; import gradio no earlier."""
     import fastapi
     import gradio as gr
@@ -159,7 +159,7 @@ def build_app(panel: Panel, clips: Sequence[Clip], *, is_local: bool) -> Any:
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(
         app,
-        build_page(panel, clips, is_local=is_local),
+        build_page(panel, clips),
         path="/",
         footer_links=[],
         run_history=False,

@@ -63,7 +63,8 @@ def paired_difference(first: PerSample, second: PerSample, *, seed: int, n_resam
     differences -= second.scale * _ratio(resampled[:, 2], resampled[:, 3])
     low, high = _bounds(differences)
     smaller = min((differences <= 0).sum(), (differences >= 0).sum())
-    p_value = min(1.0, max(2 * (1 + smaller) / (1 + n_resamples), 2.0 ** (1 - n)))
+    num_known = int(np.isfinite(differences).sum())
+    p_value = min(1.0, max(2 * (1 + smaller) / (1 + num_known), 2.0 ** (1 - n)))
     return Difference(first.value - second.value, low, high, float(p_value))
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..data.prompts import test_instruction
-from ..data.sample import Sample, load_manifest, load_sample_audio, sample_duration_s
+from ..data.prompts import refuse_audio_token, test_instruction
+from ..data.sample import Sample, load_manifest, load_sample_audio, probe_sample, sample_duration_s
 from ..environment import environment
 from ..errors import ManifestError, ModelFolderError, StapesError
 from ..files import list_stamps, read_json, write_json, write_text
@@ -51,6 +51,7 @@ def predict(
 
     Raises:
         AudioError: if audio cannot be read; the message names manifest line and file.
+        ManifestError: if a question holds the audio token.
         StapesError: if `out_path` holds the predictions of other samples.
     """
     done = {prediction["id"]: prediction for prediction in _read_done(out_path)}
@@ -61,6 +62,9 @@ def predict(
             "`--out` or delete it"
         )
     pending = [sample for sample in samples if sample.id not in done]
+    for sample in pending:
+        what = f"{sample.where}: sample `{sample.id}`: the question"
+        refuse_audio_token(test_instruction(sample), audio_lm.processor.audio_token, what, ManifestError)
     pending.sort(key=sample_duration_s, reverse=True)
     with _partial(out_path).open("a", encoding="utf-8") as stream, _progress_bar() as bar:
         shown = bar.add_task("answering", total=len(samples), completed=len(done))
@@ -185,7 +189,10 @@ def _predict_folder(
 ) -> tuple[list[Prediction], dict[str, Any]]:
     """Load a model and let it answer; return the predictions and how they came about (`_CIRCUMSTANCES`)."""
     out_path = out_dir / PREDICTIONS_FILE
-    num_resumed = len(_read_done(out_path))
+    done = {prediction["id"] for prediction in _read_done(out_path)}
+    for sample in samples:
+        if sample.id not in done:
+            probe_sample(sample)  # before the minutes that a model may take
     audio_lm = load(model_dir)
     started = time.monotonic()
     predictions = predict(audio_lm, samples, batch_size=batch_size, max_new_tokens=max_new_tokens, out_path=out_path)
@@ -193,7 +200,7 @@ def _predict_folder(
     return predictions, {
         "batch_size": batch_size,
         "seconds": round(time.monotonic() - started, 2),
-        "num_resumed": num_resumed,
+        "num_resumed": len(done),
         "environment": environment(
             str(audio_lm.model.device), dtype if audio_lm.model.config.int8 is None else f"int8 and {dtype}"
         ),

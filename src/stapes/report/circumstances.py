@@ -94,6 +94,12 @@ def describe_bench(collected: Collected) -> Circumstances | None:
     reduced = [v.label for v in variants if (v.bench or {}).get("nota", {}).get("reduced")]
     if reduced:
         warnings.append(f"Fewer runs than the nota protocol prescribes ({', '.join(reduced)}).")
+    searching = [v.label for v in variants if (v.bench or {}).get("leaves_out_transcript_search")]
+    if searching:
+        warnings.append(
+            "TTFT, RTF and latency leave out the search for a transcript before the first token "
+            f"({', '.join(searching)})."
+        )
     if not is_comparable(variants, "bench"):
         warnings.append("So latency and peak memory do not compare: no best value is marked, no Pareto front drawn.")
     return Circumstances(_present(common), tuple(warnings), tuple(_bench_commands(variants)))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -22,6 +23,9 @@ from ..errors import ManifestError, StapesError
 from ..files import full_disk_explained, read_json, staged_folder, write_json, write_text
 from ..recipe import Recipe, dump_recipe
 from .steps import Step, model_files, plan_steps
+
+if TYPE_CHECKING:
+    from ..data.sample import Sample
 
 _REPORT = "report"
 
@@ -125,11 +129,12 @@ def check_splits(recipe: Recipe, path: str) -> dict[Path, int]:
     for manifest in learnt:
         samples = load_manifest(manifest)
         counts[manifest] = len(samples)
-        found |= {sample.audio.resolve(): manifest for sample in samples}
+        found |= {clip: manifest for sample in samples for clip in _clips(sample)}
     for manifest, key in tests.items():
         samples = load_manifest(manifest)
         counts[manifest] = len(samples)
-        shared = [(sample.id, found[clip]) for sample in samples if (clip := sample.audio.resolve()) in found]
+        seen = [(sample.id, [clip for clip in _clips(sample) if clip in found]) for sample in samples]
+        shared = [(name, found[clips[0]]) for name, clips in seen if clips]
         if shared:
             name, other = shared[0]
             raise ManifestError(
@@ -137,6 +142,10 @@ def check_splits(recipe: Recipe, path: str) -> dict[Path, int]:
                 f"`{name}`, which {other} has too; is one of them of the wrong split?"
             )
     return counts
+
+
+def _clips(sample: Sample) -> list[Path]:
+    return [clip.resolve() for clip in (sample.audio, *sample.extra_audio)]
 
 
 def _take(step: Step, folder: Path, say: Callable[[str], None]) -> bool:
