@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from stapes.data.mixture import Draw
 from stapes.data.sample import load_manifest
-from stapes.errors import StapesError
+from stapes.errors import ManifestError, StapesError
 from stapes.model import StapesForConditionalGeneration, StapesProcessor
 from stapes.recipe import Augment
 from stapes.train.examples import Examples
@@ -192,3 +193,18 @@ def test_output_beyond_float16_is_not_stored(parts: tuple, make_examples: Callab
     parts[0].speech_encoder.layer_norm.weight.data.fill_(1e6)
     with pytest.raises(StapesError, match="not finite in float16; set `feature_cache: false`"):
         fill(parts, examples, examples.draws())
+
+
+@pytest.mark.parametrize(("key", "what"), [("prompt", "question"), ("target", "target")])
+def test_the_audio_token_in_a_text_is_named_by_its_line_before_training(
+    key: str, what: str, clips: Path, tmp_path: Path, parts: tuple
+) -> None:
+    _, processor = parts
+    sample = {"id": "a", "audio": str(clips / "many0.wav"), "task": "qa", "prompt": "Who?", "target": "Ann."}
+    manifest = tmp_path / "few.jsonl"
+    manifest.write_text(json.dumps(sample | {key: f"Who {processor.audio_token}?"}) + "\n")
+    with pytest.raises(ManifestError) as caught:
+        Examples([load_manifest(manifest)], processor, 5)
+    assert str(caught.value) == (
+        f"{manifest}:1: sample `a`: the {what} holds the audio token '{processor.audio_token}'; take it out"
+    )

@@ -14,8 +14,9 @@ from ..data.augment import sample_seed
 from ..data.collator import Example
 from ..data.mixture import Draw
 from ..data.noise import list_recordings
-from ..data.prompts import test_instruction, train_instruction
+from ..data.prompts import refuse_audio_token, test_instruction, train_instruction
 from ..data.sample import Sample, load_sample_audio, transcript_of
+from ..errors import ManifestError
 from ..model import StapesProcessor
 from ..recipe import Augment
 from .features import FeatureCache, feature_path
@@ -34,6 +35,9 @@ class Examples(Dataset[Example]):
         augment: None for no augmentation.
         cache: stored encoder output; with it each sample has `augment.copies` versions that take turns.
         train: vary the wording of instructions; False takes the test wording.
+
+    Raises:
+        ManifestError: if a question or a target holds the audio token.
     """
 
     def __init__(
@@ -45,6 +49,10 @@ class Examples(Dataset[Example]):
         cache: FeatureCache | None = None,
         train: bool = True,
     ) -> None:
+        for sample in (sample for corpus in corpora for sample in corpus):
+            for what, text in (("question", sample.prompt or ""), ("target", sample.target)):
+                where = f"{sample.where}: sample `{sample.id}`: the {what}"
+                refuse_audio_token(text, processor.audio_token, where, ManifestError)
         self.corpora = corpora
         self.processor = processor
         self.seed = seed
