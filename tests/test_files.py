@@ -145,3 +145,10 @@ def test_a_failure_before_anything_was_written_leaves_no_empty_folders(keep_on_e
     with pytest.raises(StapesError), staged_folder(tmp_path / "eval" / "tune", keep_on_error):
         raise StapesError("no such model folder")
     assert names(tmp_path) == []
+
+
+def test_names_that_are_no_text_are_written_escaped_and_read_back(tmp_path):
+    value = {"manifests": [os.fsdecode(b"caf\xe9.jsonl"), "café"]}
+    write_json(tmp_path / "scores.json", value)
+    assert (tmp_path / "scores.json").read_bytes().isascii()
+    assert read_json(tmp_path / "scores.json") == value

@@ -37,7 +37,23 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, *, indent: int | None = None, encoding: str = "utf-8") -> str:
+    """Write `value` as JSON with its letters as they are, or all of them escaped if the encoding lacks one.
+
+    So the name of a file that is no text, which Python holds in halves of characters, can be written and read back.
+
+    Raises:
+        ValueError: for NaN and infinity, which are not JSON.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def read_json(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 
 def print_json(value: Any) -> None:
     """Print one JSON document to stdout."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # a file's name that is no text, or a terminal that lacks letters
-        text = json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
-    sys.stdout.write(text + "\n")
+    from ..files import to_json
+
+    sys.stdout.write(to_json(value, indent=2, encoding=sys.stdout.encoding or "utf-8") + "\n")
 
 
 class Says:

@@ -16,7 +16,7 @@ from ..data.prompts import refuse_audio_token, test_instruction
 from ..data.sample import Sample, load_manifest, load_sample_audio, probe_sample, sample_duration_s
 from ..environment import environment
 from ..errors import ManifestError, ModelFolderError, StapesError
-from ..files import list_stamps, read_json, write_json, write_text
+from ..files import list_stamps, read_json, to_json, write_json, write_text
 from ..inference import AudioLM, load
 from .nota import NotaProtocol
 from .score import Prediction, check_same_samples, compare, read_predictions, score_predictions
@@ -247,7 +247,7 @@ def _read_done(out_path: Path) -> list[Prediction]:
 
 
 def _to_line(prediction: Prediction) -> str:
-    return json.dumps(prediction, ensure_ascii=False, allow_nan=False) + "\n"
+    return to_json(prediction) + "\n"
 
 
 def _load_baseline(against: Path, samples: Sequence[Sample]) -> tuple[str, list[Prediction]]:
